@@ -108,6 +108,7 @@ export interface ComputeRequest {
   generation: number;
   step: number;
   distillWeight: number;
+  shardWeight: number;
 }
 
 export interface ComputeResponse {
@@ -121,10 +122,11 @@ export interface ForwardRequest {
   generation: number;
   step: number;
   split: Split;
+  shardWeight: number;
 }
 
 export interface ReduceResponse {
-  gradientNorm: number;
+  segmentNorms: number[];
   sentBytes: number;
   receivedBytes: number;
 }

@@ -184,7 +184,11 @@ test('unary calls carry every field, and absent stays absent', async (t) => {
   };
   const answer = { variables: '[]', stateLength: 5, gradientLength: 4, losses: ['total'], classifiers: [] };
   const seen: unknown[] = [];
-  await withWorker({ prepare: async (got) => (seen.push(got), answer) }, async (worker) => {
+  const prepare = async (got: unknown) => {
+    seen.push(got);
+    return answer;
+  };
+  await withWorker({ prepare }, async (worker) => {
     t.deepEqual({ ...(await worker.prepare(request, { signal: never })) }, answer);
     await worker.prepare({ ...request, branch: 0 }, { signal: never });
   });
