@@ -87,6 +87,7 @@ export interface PrepareResponse {
   gradientLength: number;
   losses: string[];
   classifiers: string[];
+  outputLengths: number[];
 }
 
 /** Where a message belongs; every message of the Worker service has these three. */

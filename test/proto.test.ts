@@ -182,7 +182,14 @@ test('unary calls carry every field, and absent stays absent', async (t) => {
     ...{ run: 'r', generation: 2, recipe: '{}', rank: 1, replica: 0, shardSizes: [64, 63], height: 32, width: 28 },
     ...{ channels: 3, classes: 10, exchangeAddresses: ['unix:/a', 'b:1'], groups: [{ segment: 'all', ranks: [0, 1] }] },
   };
-  const answer = { variables: '[]', stateLength: 5, gradientLength: 4, losses: ['total'], classifiers: [] };
+  const answer = {
+    variables: '[]',
+    stateLength: 5,
+    gradientLength: 4,
+    losses: ['total'],
+    classifiers: [],
+    outputLengths: [7, 9],
+  };
   const seen: unknown[] = [];
   const prepare = async (got: unknown) => {
     seen.push(got);
