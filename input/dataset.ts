@@ -1,0 +1,109 @@
+/** A labelled set of images on disk, opened by format and checked before anything is started. */
+import { BraidError } from '../core/errors.ts';
+import type { Recipe } from '../core/recipe.ts';
+import { openCifar } from './cifar.ts';
+import { openFolder } from './folder.ts';
+import { openIdx } from './idx.ts';
+
+/** raw-hwc: bytes as the network reads them. raw-chw: one plane a channel. image-file: a whole JPEG or PNG. */
+export type Encoding = 'raw-hwc' | 'raw-chw' | 'image-file';
+
+export interface ImageShape {
+  height: number;
+  width: number;
+  channels: number;
+}
+
+export interface Dataset {
+  /** Format and split, for people: "cifar10 train". */
+  readonly name: string;
+  readonly length: number;
+  readonly classes: number;
+  /** Of every image, once decoded. */
+  readonly image: ImageShape;
+  readonly encoding: Encoding;
+  /** A sample as stored: not decoded, and possibly a view of memory that the data set owns. index in [0, length). */
+  read(index: number): { bytes: Uint8Array; label: number };
+  /** The file and the place in it that a sample comes from, for messages. */
+  where(index: number): string;
+  close(): void;
+}
+
+export type Split = 'train' | 'test';
+
+/**
+ * Opens one split and checks all that can be checked without decoding pixels: that files exist and are whole, magic
+ * numbers, sizes, and every label.
+ * @throws BraidError INVALID_DATA naming the file, what was found and what was expected;
+ *   INVALID_RECIPE when the recipe's data section does not fit the images
+ */
+export async function openDataset(data: Recipe['data'], split: Split): Promise<Dataset> {
+  const dataset = await open(data, split);
+  try {
+    requireFit(data, dataset);
+  } catch (error) {
+    dataset.close();
+    throw error;
+  }
+  return dataset;
+}
+
+/**
+ * Opens both splits and checks that their images have one shape.
+ * @throws BraidError as openDataset does; nothing is left open then
+ */
+export async function openDatasets(data: Recipe['data']): Promise<Record<Split, Dataset>> {
+  const train = await openDataset(data, 'train');
+  let test: Dataset | null = null;
+  try {
+    test = await openDataset(data, 'test');
+    const [trainShape, testShape] = [train, test].map(
+      ({ image }) => `${image.height}x${image.width}x${image.channels}`,
+    );
+    if (trainShape !== testShape) {
+      throw new BraidError(
+        'INVALID_DATA',
+        `${test.name}: found images of ${testShape}, expected ${trainShape} as in ${train.name}`,
+        {
+          remedy: 'Bring the images of both splits to one size.',
+        },
+      );
+    }
+    return { train, test };
+  } catch (error) {
+    train.close();
+    test?.close();
+    throw error;
+  }
+}
+
+function open(data: Recipe['data'], split: Split): Promise<Dataset> {
+  switch (data.format) {
+    case 'cifar10':
+    case 'cifar100':
+      return openCifar(data, data.format, split);
+    case 'idx':
+      return openIdx(data, split);
+    case 'folder':
+      return openFolder(data, split);
+  }
+}
+
+function requireFit(data: Recipe['data'], { name, image }: Dataset): void {
+  const { mean, augment } = data;
+  if (mean.length !== 1 && mean.length !== image.channels) {
+    throw new BraidError(
+      'INVALID_RECIPE',
+      `data.mean: ${mean.length} values, but the images of ${name} have ${image.channels} channel(s)`,
+      { remedy: `Give data.mean and data.std one value, or ${image.channels}.` },
+    );
+  }
+  const smallest = Math.min(image.height, image.width);
+  if (augment.padMode === 'reflect' && augment.pad >= smallest) {
+    throw new BraidError(
+      'INVALID_RECIPE',
+      `data.augment.pad: ${augment.pad} pixels cannot be reflected from images of ${image.height}x${image.width}`,
+      { remedy: `Pad by less than ${smallest}, or set data.augment.padMode to zero.` },
+    );
+  }
+}
