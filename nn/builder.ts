@@ -1,0 +1,135 @@
+/**
+ * Layers over named variables: what models and methods are written with.
+ *
+ * A builder belongs to one phase. In training, batch norms use the batch's statistics and leave them in `statistics`;
+ * in evaluation they use the running ones.
+ */
+import { BraidError } from '../core/errors.ts';
+import type { Capture, Variable } from './graph/capture.ts';
+import { layer } from './graph/capture.ts';
+import { batchNormInference, batchNormTraining, cast, conv2d, depthwiseConv2d, type Precision } from './graph/ops.ts';
+import { type Tensor, tf } from './tensorflow.ts';
+import type { Initialiser, VariableSpec } from './variables.ts';
+
+const BATCH_NORM_EPSILON = 1e-5; // PyTorch's default, as every recipe of methods.md assumes
+
+type Kind = VariableSpec['kind'];
+
+/** The variables of a program, in the order in which its evaluation first asked for them. */
+export class VariableStore {
+  readonly specs: VariableSpec[] = [];
+  private readonly c: Capture;
+  private readonly segmentOf: (name: string) => VariableSpec['segment'];
+  private readonly byName = new Map<string, Variable>();
+
+  constructor(c: Capture, segmentOf: (name: string) => VariableSpec['segment']) {
+    this.c = c;
+    this.segmentOf = segmentOf;
+  }
+
+  declare(name: string, shape: number[], kind: Kind, initialiser: Initialiser): void {
+    if (this.byName.has(name)) return;
+    this.byName.set(name, this.c.variable(name, shape));
+    const trainable = kind !== 'running_mean' && kind !== 'running_var';
+    const size = shape.reduce((a, b) => a * b, 1);
+    const offset = this.specs.reduce((sum, v) => sum + v.size, 0);
+    const segment = this.segmentOf(name);
+    this.specs.push({ name, shape, kind, trainable, segment, initialiser, offset, size, momentumOffset: -1 });
+  }
+
+  /** Gives momenta their places, once all variables are declared. */
+  close(): void {
+    let offset = this.specs.reduce((sum, v) => sum + v.size, 0);
+    for (const spec of this.specs.filter((v) => v.trainable)) {
+      spec.momentumOffset = offset;
+      offset += spec.size;
+    }
+  }
+
+  get(name: string): Variable {
+    const variable = this.byName.get(name);
+    if (variable === undefined) throw new BraidError('INTERNAL', `variable ${name} is used in training only`);
+    return variable;
+  }
+
+  /** The value of every trainable variable, as the tensors to differentiate with respect to. */
+  readTrainable(): Map<string, Tensor> {
+    return new Map(this.specs.filter((v) => v.trainable).map(({ name }) => [name, this.get(name).read()]));
+  }
+}
+
+export class Builder {
+  readonly precision: Precision;
+  /** f32[C] by the name of the running statistic that follows them. Training only. */
+  readonly statistics = new Map<string, Tensor>();
+  private readonly store: VariableStore;
+  /** null: evaluation. */
+  private readonly trainable: Map<string, Tensor> | null;
+
+  constructor(store: VariableStore, precision: Precision, trainable: Map<string, Tensor> | null) {
+    this.store = store;
+    this.precision = precision;
+    this.trainable = trainable;
+  }
+
+  /** Convolution without bias. Initialised as N(0, sqrt(2 / (k k O))): He et al. 2015 by fan-out, as the FFL authors do. */
+  conv(name: string, x: Tensor, kernel: number, channels: number, stride = 1): Tensor {
+    return layer(name, () => {
+      const std = Math.sqrt(2 / (kernel * kernel * channels));
+      const weight = this.weight(`${name}.weight`, [kernel, kernel, x.shape[3]!, channels], 'conv', {
+        kind: 'normal',
+        std,
+      });
+      return conv2d(x, cast(weight, 'f32', this.precision), stride);
+    });
+  }
+
+  /** Depthwise 3x3 without bias, initialised with fan-out 9 C like any convolution of the FFL authors. */
+  depthwise(name: string, x: Tensor): Tensor {
+    return layer(name, () => {
+      const channels = x.shape[3]!;
+      const std = Math.sqrt(2 / (9 * channels));
+      const weight = this.weight(`${name}.weight`, [3, 3, channels, 1], 'depthwise', { kind: 'normal', std });
+      return depthwiseConv2d(x, cast(weight, 'f32', this.precision));
+    });
+  }
+
+  batchNorm(name: string, x: Tensor): Tensor {
+    return layer(name, () => {
+      const shape = [x.shape.at(-1)!];
+      const one: Initialiser = { kind: 'constant', value: 1 };
+      const zero: Initialiser = { kind: 'constant', value: 0 };
+      const scale = this.weight(`${name}.weight`, shape, 'vector', one);
+      const offset = this.weight(`${name}.bias`, shape, 'vector', zero);
+      this.store.declare(`${name}.running_mean`, shape, 'running_mean', zero);
+      this.store.declare(`${name}.running_var`, shape, 'running_var', one);
+      if (this.trainable === null) {
+        const mean = this.store.get(`${name}.running_mean`).read();
+        const variance = this.store.get(`${name}.running_var`).read();
+        return batchNormInference(x, scale, offset, mean, variance, BATCH_NORM_EPSILON);
+      }
+      const { y, mean, variance } = batchNormTraining(x, scale, offset, BATCH_NORM_EPSILON);
+      this.statistics.set(`${name}.running_mean`, tf.keep(mean));
+      this.statistics.set(`${name}.running_var`, tf.keep(variance));
+      return y;
+    });
+  }
+
+  /** Fully connected with bias, in f32. Initialised as U(-1/sqrt(I), 1/sqrt(I)), PyTorch's default. */
+  linear(name: string, x: Tensor, outputs: number): Tensor {
+    return layer(name, () => {
+      const inputs = x.shape[1]!;
+      const initialiser: Initialiser = { kind: 'uniform', bound: 1 / Math.sqrt(inputs) };
+      const weight = this.weight(`${name}.weight`, [inputs, outputs], 'linear', initialiser);
+      const bias = this.weight(`${name}.bias`, [outputs], 'vector', initialiser);
+      return tf.add(tf.matMul(x as TensorOfRank2, weight as TensorOfRank2), bias);
+    });
+  }
+
+  private weight(name: string, shape: number[], kind: Kind, initialiser: Initialiser): Tensor {
+    this.store.declare(name, shape, kind, initialiser);
+    return this.trainable?.get(name) ?? this.store.get(name).read();
+  }
+}
+
+type TensorOfRank2 = ReturnType<typeof tf.tensor2d>;

@@ -1,0 +1,37 @@
+/** The thread behind nn/device.ts: captures the program, then runs phases as they are asked for. */
+import { parentPort, workerData } from 'node:worker_threads';
+import { asBraidError } from '../core/errors.ts';
+import type { RunRequest, ThreadMessage } from './device.ts';
+import { Session } from './graph/session.ts';
+import { buildProgram, type ProgramOptions } from './program.ts';
+
+const port = parentPort!;
+
+function send(message: ThreadMessage): void {
+  const moved =
+    message.kind === 'result' ? Object.values(message.results).map(({ buffer }) => buffer as ArrayBuffer) : [];
+  port.postMessage(message, moved);
+}
+
+function sendFailure(thrown: unknown, id: number | null): void {
+  const { code, message, remedy } = asBraidError(thrown, 'DEVICE');
+  send({ kind: 'failure', id, code, message, remedy });
+}
+
+try {
+  const { graph, program } = buildProgram(workerData as ProgramOptions);
+  const session = new Session(graph);
+  port.on('message', ({ id, phase, feeds, into }: RunRequest) => {
+    try {
+      const results = session.run(phase, feeds, into);
+      // What went into shared memory is there already.
+      const fresh = Object.fromEntries(Object.entries(results).filter(([name]) => into[name] === undefined));
+      send({ kind: 'result', id, results: fresh });
+    } catch (thrown) {
+      sendFailure(thrown, id);
+    }
+  });
+  send({ kind: 'ready', program });
+} catch (thrown) {
+  sendFailure(thrown, null);
+}

@@ -1,0 +1,140 @@
+/**
+ * TensorFlow in a thread of its own: a session run blocks its thread, and whoever serves gRPC must not block.
+ *
+ * Everything about the device is here: which GPU, how many threads, how memory grows. TensorFlow reads these from the
+ * environment when it loads, which is when the first Device of the process opens. Not run on a GPU yet: see
+ * docs/how-it-works.md.
+ */
+import { Worker } from 'node:worker_threads';
+import { asBraidError, BraidError, type ErrorCode } from '../core/errors.ts';
+import type { Program, ProgramOptions } from './program.ts';
+
+export type { Program, Role } from './program.ts';
+
+export interface DeviceOptions extends ProgramOptions {
+  /** TensorFlow's intra-operation threads: for the whole process, fixed by the first Device. */
+  threads: number;
+}
+
+/** Typed arrays over SharedArrayBuffers reach the thread without a copy. */
+export type Feed = Float32Array | Int32Array | Uint8Array | number;
+
+export type Phase =
+  | `compute@${number}`
+  | `forward@${number}`
+  | `backward@${number}`
+  | `fuse@${number}`
+  | 'forwardTest'
+  | 'evaluate'
+  | 'apply'
+  | 'read'
+  | 'write';
+
+export interface RunRequest {
+  id: number;
+  phase: Phase;
+  feeds: Record<string, Feed>;
+  into: Record<string, Float32Array>;
+}
+
+export type ThreadMessage =
+  | { kind: 'ready'; program: Program }
+  | { kind: 'result'; id: number; results: Record<string, Float32Array> }
+  | { kind: 'failure'; id: number | null; code: ErrorCode; message: string; remedy: string };
+
+interface Pending {
+  resolve(results: Record<string, Float32Array>): void;
+  reject(error: BraidError): void;
+  into: Record<string, Float32Array>;
+}
+
+/** Two inter-operation threads let a second session of the process run while the first waits; none is ever busy alone. */
+const INTER_OP_THREADS = 2;
+
+export class Device {
+  readonly program: Program;
+  private readonly thread: Worker;
+  private readonly pending = new Map<number, Pending>();
+  private nextId = 1;
+  /** Why no more runs are taken. */
+  private ended: BraidError | null = null;
+
+  private constructor(thread: Worker, program: Program) {
+    this.thread = thread;
+    this.program = program;
+    thread.on('message', (message: ThreadMessage) => this.receive(message));
+    thread.on('error', (cause) =>
+      this.end(new BraidError('DEVICE', `the device thread died: ${cause.message}`, { cause })),
+    );
+    thread.on('exit', (code) => this.end(new BraidError('DEVICE', `the device thread ended with code ${code}`)));
+  }
+
+  /**
+   * Captures the role's program and loads it.
+   * @throws BraidError CAPTURE or DEVICE
+   */
+  static async open({ threads, ...options }: DeviceOptions): Promise<Device> {
+    // Set here, not in the thread: a thread's environment is a copy, and TensorFlow reads the process's.
+    process.env.TF_NUM_INTRAOP_THREADS ??= String(threads);
+    process.env.TF_NUM_INTEROP_THREADS ??= String(INTER_OP_THREADS);
+    process.env.TF_FORCE_GPU_ALLOW_GROWTH ??= 'true';
+    process.env.TF_CPP_MIN_LOG_LEVEL ??= '2';
+    const thread = new Worker(new URL('./device-thread.ts', import.meta.url), { workerData: options });
+    try {
+      const program = await new Promise<Program>((resolve, reject) => {
+        thread.once('message', (message: ThreadMessage) =>
+          message.kind === 'ready' ? resolve(message.program) : reject(failureOf(message)),
+        );
+        thread.once('error', (cause) => reject(asBraidError(cause, 'DEVICE')));
+        thread.once('exit', (code) => reject(new BraidError('DEVICE', `the device thread ended with code ${code}`)));
+      });
+      return new Device(thread, program);
+    } catch (error) {
+      await thread.terminate();
+      throw error;
+    }
+  }
+
+  /**
+   * Runs one phase; runs of one Device are in the order of their calls.
+   * @param into where results go, by name, instead of fresh arrays: over SharedArrayBuffers
+   */
+  run(
+    phase: Phase,
+    feeds: Record<string, Feed>,
+    into: Record<string, Float32Array> = {},
+  ): Promise<Record<string, Float32Array>> {
+    if (this.ended !== null) return Promise.reject(this.ended);
+    const id = this.nextId++;
+    return new Promise((resolve, reject) => {
+      this.pending.set(id, { resolve, reject, into });
+      this.thread.postMessage({ id, phase, feeds, into } satisfies RunRequest);
+    });
+  }
+
+  /** Ends the thread; runs under way are rejected. May be called again. */
+  async close(): Promise<void> {
+    this.end(new BraidError('DEVICE', 'the device is closed'));
+    await this.thread.terminate();
+  }
+
+  private receive(message: ThreadMessage): void {
+    if (message.kind === 'ready') return;
+    const pending = this.pending.get(message.id ?? -1);
+    this.pending.delete(message.id ?? -1);
+    if (message.kind === 'failure') pending?.reject(failureOf(message));
+    else pending?.resolve({ ...message.results, ...pending.into });
+  }
+
+  private end(reason: BraidError): void {
+    this.ended ??= reason;
+    for (const { reject } of this.pending.values()) reject(this.ended);
+    this.pending.clear();
+  }
+}
+
+function failureOf(message: ThreadMessage): BraidError {
+  if (message.kind !== 'failure')
+    return new BraidError('INTERNAL', `the device thread said ${message.kind} out of turn`);
+  return new BraidError(message.code, message.message, { remedy: message.remedy });
+}

@@ -1,0 +1,345 @@
+/**
+ * TensorFlow operations that tfjs lacks or whose gradients it writes as many small ones: as tfjs kernels with tfjs
+ * gradients, so that they run eagerly and are captured alike.
+ *
+ * Images are NHWC. Types: `f32` unless said; where a capture computes in bf16, x and y are bf16, and tfjs takes them for
+ * float32.
+ */
+import {
+  DType,
+  EAGER_BACKEND,
+  eagerBackend,
+  type NamedTensorMap,
+  type NodeBackend,
+  type OpAttr,
+  type Tensor,
+  tf,
+} from '../tensorflow.ts';
+
+export type Precision = 'f32' | 'bf16';
+
+const binding = eagerBackend.binding;
+const typeAttr = (name: string, dtype: number): OpAttr => ({ name, type: binding.TF_ATTR_TYPE, value: dtype });
+const intsAttr = (name: string, value: number[]): OpAttr => ({ name, type: binding.TF_ATTR_INT, value });
+const stringAttr = (name: string, value: string): OpAttr => ({ name, type: binding.TF_ATTR_STRING, value });
+const boolAttr = (name: string, value: boolean): OpAttr => ({ name, type: binding.TF_ATTR_BOOL, value });
+const floatAttr = (name: string, value: number): OpAttr => ({ name, type: binding.TF_ATTR_FLOAT, value });
+
+/** The recorder sets T to what the operands are in the graph. */
+const T = typeAttr('T', DType.FLOAT);
+
+type Attrs = Record<string, unknown>;
+type Inputs = Record<string, Tensor>;
+
+interface Operation {
+  run(backend: NodeBackend, inputs: Inputs, attrs: Attrs): Tensor | Tensor[];
+  /** What the gradient reads, besides dy: inputs by name, outputs by position. */
+  keep?: { inputs?: string[]; outputs?: boolean[] };
+  gradient?(dy: Tensor | Tensor[], kept: Tensor[], attrs: Attrs): Record<string, () => Tensor>;
+}
+
+function operation(name: string, { run, keep, gradient }: Operation) {
+  const kernelName = `Braid${name}`;
+  tf.registerKernel({
+    kernelName,
+    backendName: EAGER_BACKEND,
+    kernelFunc: ({ inputs, backend, attrs }) => run(backend as NodeBackend, inputs as Inputs, (attrs ?? {}) as Attrs),
+  });
+  if (gradient !== undefined) {
+    tf.registerGradient({
+      kernelName,
+      ...(keep?.inputs === undefined ? {} : { inputsToSave: keep.inputs }),
+      ...(keep?.outputs === undefined ? {} : { outputsToSave: keep.outputs }),
+      gradFunc: (dy, kept, attrs) => gradient(dy, kept, attrs as Attrs),
+    });
+  }
+  return <Result extends Tensor | Tensor[] = Tensor>(inputs: Inputs, attrs: Attrs = {}): Result =>
+    tf.engine().runKernel(kernelName, inputs as unknown as NamedTensorMap, attrs as never) as unknown as Result;
+}
+
+const shapeTensor = (shape: number[]) => tf.tensor1d(shape, 'int32');
+
+// ------------------------------------------------------------------------------------------------ types
+
+const runCast = operation('Cast', {
+  run: (backend, { x }, { to }) =>
+    // Eagerly everything is f32: tfjs cannot hold bf16.
+    backend === eagerBackend
+      ? backend.executeSingleOutput('Identity', [T], [x!])
+      : backend.executeSingleOutput(
+          'Cast',
+          [typeAttr('SrcT', DType.FLOAT), typeAttr('DstT', to === 'bf16' ? DType.BFLOAT16 : DType.FLOAT)],
+          [x!],
+        ),
+  gradient: (dy, _, { from, to }) => ({ x: () => runCast({ x: dy as Tensor }, { from: to, to: from }) }),
+});
+
+/** x in another precision; its gradient comes back in x's own. */
+export function cast(x: Tensor, from: Precision, to: Precision): Tensor {
+  return from === to ? x : runCast({ x }, { from, to });
+}
+
+const runStopGradient = operation('StopGradient', {
+  run: (backend, { x }) => backend.executeSingleOutput('Identity', [T], [x!]),
+  gradient: (dy) => ({ x: () => tf.zerosLike(dy as Tensor) }),
+});
+
+/** x, through which no gradient flows: a teacher. */
+export function stopGradient(x: Tensor): Tensor {
+  return runStopGradient({ x });
+}
+
+// ------------------------------------------------------------------------------------------------ convolutions
+
+const windowAttrs = (stride: number, padding: 'SAME' | 'VALID'): OpAttr[] => [
+  T,
+  intsAttr('strides', [1, stride, stride, 1]),
+  stringAttr('padding', padding),
+];
+
+const runConv2d = operation('Conv2D', {
+  run: (backend, { x, filter }, { stride, padding }) =>
+    backend.executeSingleOutput('Conv2D', windowAttrs(stride as number, padding as 'SAME'), [x!, filter!]),
+  keep: { inputs: ['x', 'filter'] },
+  gradient: (dy, [x, filter], attrs) => ({
+    x: () => runConv2dInput({ filter: filter!, dy: dy as Tensor }, { ...attrs, shape: x!.shape }),
+    filter: () => runConv2dFilter({ x: x!, dy: dy as Tensor }, { ...attrs, shape: filter!.shape }),
+  }),
+});
+
+const runConv2dInput = operation('Conv2DBackpropInput', {
+  run: (backend, { filter, dy }, { stride, padding, shape }) =>
+    backend.executeSingleOutput('Conv2DBackpropInput', windowAttrs(stride as number, padding as 'SAME'), [
+      shapeTensor(shape as number[]),
+      filter!,
+      dy!,
+    ]),
+});
+
+const runConv2dFilter = operation('Conv2DBackpropFilter', {
+  run: (backend, { x, dy }, { stride, padding, shape }) =>
+    backend.executeSingleOutput('Conv2DBackpropFilter', windowAttrs(stride as number, padding as 'SAME'), [
+      x!,
+      shapeTensor(shape as number[]),
+      dy!,
+    ]),
+});
+
+const runPad = operation('Pad', {
+  run: (backend, { x }, { pad }) => {
+    const p = pad as number;
+    const paddings = tf.tensor2d([0, 0, p, p, p, p, 0, 0], [4, 2], 'int32');
+    return backend.executeSingleOutput('Pad', [T, typeAttr('Tpaddings', DType.INT32)], [x!, paddings]);
+  },
+  gradient: (dy, _, { pad, shape }) => ({
+    x: () => tf.slice(dy as Tensor, [0, pad as number, pad as number, 0], shape as number[]),
+  }),
+});
+
+/**
+ * A convolution that pads as PyTorch does: k >> 1 zeros on every side. With a stride, TensorFlow's SAME would pad the far
+ * side alone, and explicit padding makes bf16 gradients many times slower on CPUs: so the zeros are added first.
+ * @param x [B, H, W, I]   @param filter [k, k, I, O], k odd   @returns [B, ceil(H / stride), ceil(W / stride), O]
+ */
+export function conv2d(x: Tensor, filter: Tensor, stride: number): Tensor {
+  const pad = filter.shape[0]! >> 1;
+  if (stride === 1) return runConv2d({ x, filter }, { stride, padding: 'SAME' });
+  const padded = pad === 0 ? x : runPad({ x }, { pad, shape: x.shape });
+  return runConv2d({ x: padded, filter }, { stride, padding: 'VALID' });
+}
+
+const depthwiseAttrs = windowAttrs(1, 'SAME');
+
+const runDepthwise = operation('Depthwise', {
+  run: (backend, { x, filter }) => backend.executeSingleOutput('DepthwiseConv2dNative', depthwiseAttrs, [x!, filter!]),
+  keep: { inputs: ['x', 'filter'] },
+  gradient: (dy, [x, filter]) => ({
+    x: () => runDepthwiseInput({ filter: filter!, dy: dy as Tensor }, { shape: x!.shape }),
+    filter: () => runDepthwiseFilter({ x: x!, dy: dy as Tensor }, { shape: filter!.shape }),
+  }),
+});
+
+const runDepthwiseInput = operation('DepthwiseBackpropInput', {
+  run: (backend, { filter, dy }, { shape }) =>
+    backend.executeSingleOutput('DepthwiseConv2dNativeBackpropInput', depthwiseAttrs, [
+      shapeTensor(shape as number[]),
+      filter!,
+      dy!,
+    ]),
+});
+
+const runDepthwiseFilter = operation('DepthwiseBackpropFilter', {
+  run: (backend, { x, dy }, { shape }) =>
+    backend.executeSingleOutput('DepthwiseConv2dNativeBackpropFilter', depthwiseAttrs, [
+      x!,
+      shapeTensor(shape as number[]),
+      dy!,
+    ]),
+});
+
+/** @param x [B, H, W, C]   @param filter [k, k, C, 1], k odd   @returns [B, H, W, C] */
+export function depthwiseConv2d(x: Tensor, filter: Tensor): Tensor {
+  return runDepthwise({ x, filter });
+}
+
+// ------------------------------------------------------------------------------------------------ layers
+
+const batchNormAttrs = (epsilon: number, training: boolean): OpAttr[] => [
+  T,
+  typeAttr('U', DType.FLOAT),
+  floatAttr('epsilon', epsilon),
+  boolAttr('is_training', training),
+];
+
+const runBatchNorm = operation('BatchNorm', {
+  run: (backend, { x, scale, offset, mean, variance }, { epsilon, training }) =>
+    backend.executeMultipleOutputs(
+      'FusedBatchNormV3',
+      batchNormAttrs(epsilon as number, training as boolean),
+      [x!, scale!, offset!, mean ?? tf.tensor1d([]), variance ?? tf.tensor1d([])],
+      6,
+    ),
+  keep: { inputs: ['x', 'scale'], outputs: [false, false, false, true, true, true] },
+  gradient: (dys, [x, scale, ...reserved], { epsilon }) => {
+    let gradients: Tensor[] | undefined;
+    const part = (i: number) => () => {
+      // tfjs asks for the three one by one, and tidies up after each.
+      gradients ??= runBatchNormGrad<Tensor[]>(
+        { dy: (dys as Tensor[])[0]!, x: x!, scale: scale!, r1: reserved[0]!, r2: reserved[1]!, r3: reserved[2]! },
+        { epsilon },
+      ).map((gradient) => tf.keep(gradient));
+      return gradients[i]!;
+    };
+    return { x: part(0), scale: part(1), offset: part(2) };
+  },
+});
+
+const runBatchNormGrad = operation('BatchNormGrad', {
+  run: (backend, { dy, x, scale, r1, r2, r3 }, { epsilon }) =>
+    backend.executeMultipleOutputs(
+      'FusedBatchNormGradV3',
+      batchNormAttrs(epsilon as number, true),
+      [dy!, x!, scale!, r1!, r2!, r3!],
+      5,
+    ),
+});
+
+/**
+ * Batch normalisation with the batch's own statistics.
+ * @param x [B, H, W, C]   @param scale, offset f32[C]
+ * @returns y like x; mean f32[C] and the unbiased variance f32[C] (n/(n-1), as PyTorch's running variance takes it)
+ */
+export function batchNormTraining(
+  x: Tensor,
+  scale: Tensor,
+  offset: Tensor,
+  epsilon: number,
+): { y: Tensor; mean: Tensor; variance: Tensor } {
+  const [y, mean, variance] = runBatchNorm<Tensor[]>({ x, scale, offset }, { epsilon, training: true });
+  return { y: y!, mean: mean!, variance: variance! };
+}
+
+/** Batch normalisation with given statistics, for evaluation: it has no gradient. */
+export function batchNormInference(
+  x: Tensor,
+  scale: Tensor,
+  offset: Tensor,
+  mean: Tensor,
+  variance: Tensor,
+  epsilon: number,
+): Tensor {
+  return runBatchNorm<Tensor[]>({ x, scale, offset, mean, variance }, { epsilon, training: false })[0]!;
+}
+
+const runRelu = operation('Relu', {
+  run: (backend, { x }) => backend.executeSingleOutput('Relu', [T], [x!]),
+  keep: { outputs: [true] },
+  gradient: (dy, [y]) => ({ x: () => runReluGrad({ dy: dy as Tensor, y: y! }) }),
+});
+
+const runReluGrad = operation('ReluGrad', {
+  run: (backend, { dy, y }) => backend.executeSingleOutput('ReluGrad', [T], [dy!, y!]),
+});
+
+export function relu(x: Tensor): Tensor {
+  return runRelu({ x });
+}
+
+const runGlobalAveragePool = operation('GlobalAveragePool', {
+  run: (backend, { x }) =>
+    backend.executeSingleOutput(
+      'Mean',
+      [T, typeAttr('Tidx', DType.INT32), boolAttr('keep_dims', false)],
+      [x!, tf.tensor1d([1, 2], 'int32')],
+    ),
+  gradient: (dy, _, { shape }) => ({
+    x: () => {
+      const [batch, height, width, channels] = shape as [number, number, number, number];
+      const share = tf.mul(dy as Tensor, tf.scalar(1 / (height * width)));
+      return runBroadcast({ x: tf.reshape(share, [batch, 1, 1, channels]) }, { shape });
+    },
+  }),
+});
+
+const runBroadcast = operation('Broadcast', {
+  run: (backend, { x }, { shape }) =>
+    backend.executeSingleOutput(
+      'BroadcastTo',
+      [T, typeAttr('Tidx', DType.INT32)],
+      [x!, shapeTensor(shape as number[])],
+    ),
+});
+
+/** @param x f32[B, H, W, C]   @returns f32[B, C] */
+export function globalAveragePool(x: Tensor): Tensor {
+  return runGlobalAveragePool({ x }, { shape: x.shape });
+}
+
+// ------------------------------------------------------------------------------------------------ losses
+
+const runLogSoftmax = operation('LogSoftmax', {
+  run: (backend, { x }) => backend.executeSingleOutput('LogSoftmax', [T], [x!]),
+  keep: { outputs: [true] },
+  gradient: (dy, [y]) => ({
+    x: () => tf.sub(dy as Tensor, tf.mul(tf.exp(y!), tf.sum(dy as Tensor, -1, true))),
+  }),
+});
+
+/** @param x f32[B, K] logits   @returns f32[B, K] nats */
+export function logSoftmax(x: Tensor): Tensor {
+  return runLogSoftmax({ x });
+}
+
+const runCrossEntropy = operation('CrossEntropy', {
+  run: (backend, { logits, labels }) =>
+    backend.executeMultipleOutputs(
+      'SparseSoftmaxCrossEntropyWithLogits',
+      [T, typeAttr('Tlabels', DType.INT32)],
+      [logits!, labels!],
+      2,
+    ),
+  keep: { outputs: [false, true] },
+  gradient: (dys, [softmaxMinusTarget]) => ({
+    logits: () => tf.mul(tf.expandDims((dys as Tensor[])[0]!, 1), softmaxMinusTarget!),
+    labels: () => tf.zerosLike((dys as Tensor[])[0]!),
+  }),
+});
+
+/** @param logits f32[B, K]   @param labels i32[B], 0 <= label < K   @returns f32[B] nats */
+export function crossEntropy(logits: Tensor, labels: Tensor): Tensor {
+  return runCrossEntropy<Tensor[]>({ logits, labels })[0]!;
+}
+
+const runInTopK = operation('InTopK', {
+  run: (backend, { predictions, targets }, { k }) =>
+    backend.executeSingleOutput(
+      'InTopKV2',
+      [typeAttr('T', DType.INT32)],
+      [predictions!, targets!, tf.scalar(k as number, 'int32')],
+    ),
+});
+
+/** @param predictions f32[B, K]   @param targets i32[B]   @returns bool[B]: the target is among the k largest */
+export function inTopK(predictions: Tensor, targets: Tensor, k: number): Tensor {
+  return runInTopK({ predictions, targets }, { k });
+}
