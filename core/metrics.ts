@@ -49,11 +49,7 @@ export function createMetrics() {
     accuracy: gauge('braid_accuracy_ratio', 'Accuracy on the whole test set.', ['classifier', 'top']),
     testLoss: gauge('braid_test_loss', 'Mean cross-entropy on the whole test set, nats.', ['classifier']),
     evaluationSeconds: gauge('braid_evaluation_seconds', 'Time of the last evaluation.'),
-    bytes: counter(
-      'braid_bytes_total',
-      "Payload bytes by what they are; the direction is the sender's view of workers.",
-      ['kind', 'direction'],
-    ),
+    bytes: counter('braid_bytes_total', 'Payload bytes that workers sent or received.', ['kind', 'direction']),
     checkpointSeconds: histogram(
       'braid_checkpoint_seconds',
       'Time to read, compare and write a checkpoint.',

@@ -1,0 +1,145 @@
+/** The members of one generation, called all at once. What fails is thrown with who, in which phase, at which step. */
+import { setMaxListeners } from 'node:events';
+import { asBraidError, BraidError } from '../core/errors.ts';
+import type { Call, StepRequest } from '../proto/messages.ts';
+import type { Member } from './membership.ts';
+import type { Meter } from './meter.ts';
+
+/**
+ * A worker often fails because another one died, and can be quicker to say so than the other's connection is to close.
+ * So long is waited for the news of who really is gone.
+ */
+const CULPRIT_WAIT_MS = 2_000;
+
+export interface CrewOptions {
+  run: string;
+  generation: number;
+  /** By rank. */
+  members: Member[];
+  /** Aborts with WORKER_LOST when a member leaves. */
+  lost: AbortSignal;
+  /** How long one call may take. */
+  timeoutMs: number;
+  meter: Meter;
+}
+
+export class Crew {
+  readonly members: readonly Member[];
+  readonly meter: Meter;
+  private readonly options: CrewOptions;
+
+  constructor(options: CrewOptions) {
+    this.options = options;
+    this.members = options.members;
+    this.meter = options.meter;
+  }
+
+  /** Where a message of this step belongs. */
+  stamp(step: number): StepRequest {
+    return { run: this.options.run, generation: this.options.generation, step };
+  }
+
+  /**
+   * Calls every member at once; the first failure cancels the other calls.
+   * @returns the answers by rank
+   * @throws BraidError WORKER_LOST or what the worker answered, naming it, the phase and the step; or the signal's reason
+   */
+  each<T>(
+    phase: string,
+    step: number,
+    signal: AbortSignal,
+    call: (member: Member, call: Call) => Promise<T>,
+  ): Promise<T[]> {
+    return this.meter.time(phase, () => this.fanOut(phase, step, signal, this.members, call));
+  }
+
+  /** The same for one member, unmeasured. */
+  async one<T>(
+    member: Member,
+    phase: string,
+    step: number,
+    signal: AbortSignal,
+    call: (member: Member, call: Call) => Promise<T>,
+  ): Promise<T> {
+    const [answer] = await this.fanOut(phase, step, signal, [member], call);
+    return answer!;
+  }
+
+  private async fanOut<T>(
+    phase: string,
+    step: number,
+    signal: AbortSignal,
+    members: readonly Member[],
+    call: (member: Member, call: Call) => Promise<T>,
+  ): Promise<T[]> {
+    const { timeoutMs, lost } = this.options;
+    const ending = new AbortController();
+    setMaxListeners(0, ending.signal); // one a member
+    const abort = () => ending.abort(signal.reason);
+    const lose = () => ending.abort(lost.reason);
+    if (signal.aborted) throw asBraidError(signal.reason, 'CANCELLED');
+    if (lost.aborted) throw this.lossIn(phase, step);
+    signal.addEventListener('abort', abort);
+    lost.addEventListener('abort', lose);
+    let first: { member: Member; error: BraidError } | undefined;
+    const answers = members.map(async (member) => {
+      try {
+        return await call(member, { signal: ending.signal, timeoutMs });
+      } catch (thrown) {
+        first ??= { member, error: asBraidError(thrown) };
+        ending.abort(thrown);
+        throw thrown;
+      }
+    });
+    try {
+      await Promise.allSettled(answers);
+      if (first !== undefined) throw await this.explain(first, phase, step, signal);
+      return await Promise.all(answers);
+    } finally {
+      signal.removeEventListener('abort', abort);
+      lost.removeEventListener('abort', lose);
+    }
+  }
+
+  private async explain(
+    { member, error }: { member: Member; error: BraidError },
+    phase: string,
+    step: number,
+    signal: AbortSignal,
+  ): Promise<BraidError> {
+    if (signal.aborted) return asBraidError(signal.reason, 'CANCELLED');
+    if (error.code === 'WORKER_LOST') await aborted(this.options.lost, CULPRIT_WAIT_MS);
+    if (this.options.lost.aborted) return this.lossIn(phase, step);
+    const { rank, joined } = member;
+    return new BraidError(error.code, `${member.name} failed in ${phase} at step ${step}: ${error.message}`, {
+      remedy: error.remedy || `Look at the output of worker ${rank} on ${joined.host}.`,
+      details: { rank, host: joined.host, phase, step },
+      cause: error,
+    });
+  }
+
+  private lossIn(phase: string, step: number): BraidError {
+    const loss = this.options.lost.reason as BraidError;
+    const rank = loss.details.rank as number;
+    const { host } = this.members[rank]!.joined;
+    return new BraidError('WORKER_LOST', `${loss.message}, in ${phase} at step ${step}`, {
+      remedy: `Look at the output of worker ${rank} on ${host}; then go on from the last checkpoint with --resume.`,
+      details: { rank, host, phase, step },
+      cause: loss,
+    });
+  }
+}
+
+/** Resolves when the signal aborts, or after `timeoutMs`. */
+function aborted(signal: AbortSignal, timeoutMs: number): Promise<void> {
+  return new Promise((resolve) => {
+    const done = () => {
+      clearTimeout(timer);
+      signal.removeEventListener('abort', done);
+      resolve();
+    };
+    const timer = setTimeout(done, timeoutMs);
+    if (signal.aborted) return done();
+    signal.addEventListener('abort', done);
+  });
+}

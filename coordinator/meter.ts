@@ -1,0 +1,42 @@
+/** Measures a step from outside: how long each phase takes, and what workers report of theirs. */
+import type { Metrics } from '../core/metrics.ts';
+
+export class Meter {
+  /** Seconds, monotonic. */
+  readonly now: () => number;
+  private readonly metrics: Metrics;
+  /** Seconds by phase since the last `take`. */
+  private seconds: Record<string, number> = {};
+
+  constructor(now: () => number, metrics: Metrics) {
+    this.now = now;
+    this.metrics = metrics;
+  }
+
+  async time<T>(phase: string, work: () => Promise<T>): Promise<T> {
+    const start = this.now();
+    const result = await work();
+    const seconds = this.now() - start;
+    this.seconds[phase] = (this.seconds[phase] ?? 0) + seconds;
+    this.metrics.phaseSeconds.observe({ phase }, seconds);
+    return result;
+  }
+
+  /** Seconds by phase since the last call. */
+  take(): Record<string, number> {
+    const taken = this.seconds;
+    this.seconds = {};
+    return taken;
+  }
+
+  /** What a worker's device did and waited for in one step. */
+  computed(rank: number, deviceSeconds: number, inputSeconds: number): void {
+    this.metrics.deviceSeconds.inc({ rank }, deviceSeconds);
+    this.metrics.inputSeconds.inc({ rank }, inputSeconds);
+  }
+
+  /** Payload bytes: `sent` by workers, or `received` by them. */
+  moved(kind: 'gradients' | 'shards' | 'outputs' | 'cotangents', direction: 'sent' | 'received', bytes: number): void {
+    this.metrics.bytes.inc({ kind, direction }, bytes);
+  }
+}

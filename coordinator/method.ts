@@ -1,0 +1,119 @@
+/** The method in `split`: the coordinator's own device, which turns all branches' outputs into losses and cotangents. */
+import { availableParallelism } from 'node:os';
+import { Device, type Program } from '../nn/device.ts';
+import { fromTensors, toTensors } from '../nn/variables.ts';
+import { SCORE_VALUES, type Score } from './evaluation.ts';
+import type { Losses } from './events.ts';
+import type { NetworkState } from './group.ts';
+import type { Plan, Step } from './plan.ts';
+
+type Feeds = Record<string, Float32Array | Int32Array | Uint8Array | number>;
+
+/** What the method needs of nn's Device. */
+export interface MethodDevice {
+  readonly program: Program;
+  run(phase: string, feeds: Feeds): Promise<Record<string, Float32Array>>;
+  close(): Promise<void>;
+}
+
+/** Opens nn's Device for the method. It computes while the workers wait for it, so it may have every core. */
+export async function openMethodDevice({ recipe, image, classes, shardSizes }: Plan): Promise<MethodDevice> {
+  const threads = availableParallelism();
+  return Device.open({ recipe, role: { kind: 'method' }, image, classes, shardSizes, threads });
+}
+
+export interface Fused {
+  /** Over the global batch. */
+  losses: Losses;
+  /** [replica][branch], each in the layout of its outputs. */
+  cotangents: Float32Array[][];
+}
+
+export class Method {
+  private readonly device: MethodDevice;
+  /** Sum over the replicas of the step under way. */
+  private gradient: Float32Array | null = null;
+
+  constructor(device: MethodDevice) {
+    this.device = device;
+  }
+
+  get program(): Program {
+    return this.device.program;
+  }
+
+  /**
+   * One run a replica, in replica order; gradients add up in that order, too.
+   * @param outputs [replica][branch] f32 [features | logits]   @param labels by replica, i32[n]
+   */
+  async fuse(step: Step, outputs: Float32Array[][], labels: Int32Array[]): Promise<Fused> {
+    const losses: Losses = {};
+    const cotangents: Float32Array[][] = [];
+    this.gradient = null;
+    for (const [replica, ofBranches] of outputs.entries()) {
+      const shardWeight = step.shardWeights[replica]!;
+      const fused = await this.device.run(`fuse@${labels[replica]!.length}`, {
+        ...named('outputs', ofBranches),
+        labels: labels[replica]!,
+        distillWeight: step.distillWeight,
+        shardWeight,
+      });
+      this.program.losses.forEach((name, i) => {
+        losses[name] = (losses[name] ?? 0) + shardWeight * fused.losses![i]!;
+      });
+      cotangents.push(ofBranches.map((_, branch) => fused[`cotangents.${branch}`]!));
+      this.add(fused.gradient);
+    }
+    return { losses, cotangents };
+  }
+
+  /** L2 norm of the summed gradient; 0 for a method without variables. */
+  gradientNorm(): number {
+    let squares = 0;
+    for (const g of this.gradient ?? []) squares += g * g;
+    return Math.sqrt(squares);
+  }
+
+  async commit(learningRate: number): Promise<void> {
+    if (this.gradient !== null) await this.device.run('apply', { gradient: this.gradient, learningRate });
+    this.gradient = null;
+  }
+
+  /** Scores of one evaluation batch. @param labels i32[evaluation.batch], -1 where the batch is padded */
+  async evaluate(outputs: Float32Array[], labels: Int32Array): Promise<Score[]> {
+    const { scores } = await this.device.run('evaluate', { ...named('outputs', outputs), labels });
+    const samples = labels.reduce((count, label) => count + (label >= 0 ? 1 : 0), 0);
+    return this.program.classifiers.map((classifier, i) => {
+      const [top1, top5, lossSum] = scores!.subarray(SCORE_VALUES * i, SCORE_VALUES * (i + 1));
+      return { classifier, samples, top1: top1!, top5: top5!, lossSum: lossSum! };
+    });
+  }
+
+  async write({ weights, momenta }: NetworkState): Promise<void> {
+    if (this.program.stateLength === 0) return;
+    await this.device.run('write', { state: fromTensors(this.program.variables, weights, momenta) });
+  }
+
+  async read(): Promise<Required<NetworkState>> {
+    if (this.program.stateLength === 0) return { weights: new Map(), momenta: new Map() };
+    const { state } = await this.device.run('read', {});
+    return toTensors(this.program.variables, state!);
+  }
+
+  close(): Promise<void> {
+    return this.device.close();
+  }
+
+  private add(gradient: Float32Array | undefined): void {
+    if (gradient === undefined || gradient.length === 0) return;
+    if (this.gradient === null) {
+      this.gradient = gradient;
+      return;
+    }
+    for (let i = 0; i < gradient.length; i++) this.gradient[i]! += gradient[i]!;
+  }
+}
+
+function named(name: string, values: Float32Array[]): Record<string, Float32Array> {
+  return Object.fromEntries(values.map((value, i) => [`${name}.${i}`, value]));
+}

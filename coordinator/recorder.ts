@@ -1,0 +1,114 @@
+/** Keeps account of a run: metrics, metrics.jsonl, events for the progress view, and the figures of the summary. */
+import type { Metrics } from '../core/metrics.ts';
+import type { ClassifierResult } from './evaluation.ts';
+import type { Losses, RunEvent, StepProgress } from './events.ts';
+import type { Journal } from './journal.ts';
+import type { Meter } from './meter.ts';
+import type { Plan, Step } from './plan.ts';
+import type { StepResult } from './step.ts';
+
+/** Steps whose losses the summary averages: one alone is noise. */
+const SUMMARY_LOSS_STEPS = 20;
+
+export interface RecorderOptions {
+  plan: Plan;
+  journal: Journal;
+  metrics: Metrics;
+  meter: Meter;
+  onEvent(event: RunEvent): void;
+}
+
+export class Recorder {
+  results: ClassifierResult[] = [];
+  private readonly options: RecorderOptions;
+  /** Since the last line of the journal. */
+  private window = { images: 0, seconds: 0 };
+  private images = 0;
+  private readonly stepSeconds: number[] = [];
+  private readonly recentLosses: Losses[] = [];
+
+  constructor(options: RecorderOptions) {
+    this.options = options;
+  }
+
+  /** A step has been committed, `seconds` after it began. */
+  step(step: Step, { losses, gradientNorm }: StepResult, seconds: number): void {
+    const { plan, journal, metrics, meter, onEvent } = this.options;
+    this.images += step.samples;
+    this.stepSeconds.push(seconds);
+    this.recentLosses.push(losses);
+    if (this.recentLosses.length > SUMMARY_LOSS_STEPS) this.recentLosses.shift();
+    this.window.images += step.samples;
+    this.window.seconds += seconds;
+    const imagesPerSecond = this.window.images / this.window.seconds;
+    const samplesLeft = (plan.steps - step.step - 1) * (plan.train.length / plan.stepsPerEpoch);
+    const progress: StepProgress = {
+      step: step.step,
+      epoch: step.epoch,
+      losses,
+      learningRate: step.learningRate,
+      distillWeight: step.distillWeight,
+      gradientNorm,
+      imagesPerSecond,
+      secondsLeft: samplesLeft / imagesPerSecond,
+      phaseSeconds: meter.take(),
+    };
+    metrics.step.set(step.step + 1);
+    metrics.epoch.set(step.epoch);
+    metrics.stepSeconds.observe(seconds);
+    metrics.images.inc(step.samples);
+    metrics.imagesPerSecond.set(imagesPerSecond);
+    metrics.gradientNorm.set(gradientNorm);
+    metrics.learningRate.set(step.learningRate);
+    metrics.distillWeight.set(step.distillWeight);
+    for (const [term, loss] of Object.entries(losses)) metrics.loss.set({ term }, loss);
+    onEvent({ kind: 'step', progress });
+    if ((step.step + 1) % plan.recipe.metrics.logEverySteps === 0 || step.step + 1 === plan.steps) {
+      journal.write({ kind: 'step', ...progress });
+      this.window = { images: 0, seconds: 0 };
+    }
+  }
+
+  /** The test set has been evaluated after `step` steps. */
+  evaluated(epoch: number, step: number, results: ClassifierResult[], seconds: number): void {
+    const { journal, metrics, meter, onEvent } = this.options;
+    this.results = results;
+    for (const { classifier, top1Accuracy, top5Accuracy, loss } of results) {
+      metrics.accuracy.set({ classifier, top: '1' }, top1Accuracy);
+      metrics.accuracy.set({ classifier, top: '5' }, top5Accuracy);
+      metrics.testLoss.set({ classifier }, loss);
+    }
+    metrics.evaluationSeconds.set(seconds);
+    meter.take(); // not the next step's
+    journal.write({ kind: 'epoch', epoch, step, seconds, results });
+    onEvent({ kind: 'epoch', epoch, step, seconds, results });
+  }
+
+  checkpointed(step: number, path: string, seconds: number): void {
+    const { journal, metrics, meter, onEvent } = this.options;
+    metrics.checkpointSeconds.observe(seconds);
+    metrics.checkpointStep.set(step);
+    meter.take();
+    journal.write({ kind: 'checkpoint', step, path, seconds });
+    onEvent({ kind: 'checkpoint', step, path, seconds });
+  }
+
+  /** What the summary says of the training steps. */
+  totals() {
+    const trainSeconds = this.stepSeconds.reduce((sum, seconds) => sum + seconds, 0);
+    const sorted = [...this.stepSeconds].sort((a, b) => a - b);
+    const losses: Losses = {};
+    for (const each of this.recentLosses) {
+      for (const [term, loss] of Object.entries(each)) {
+        losses[term] = (losses[term] ?? 0) + loss / this.recentLosses.length;
+      }
+    }
+    return {
+      losses,
+      lossSteps: this.recentLosses.length,
+      trainSeconds,
+      imagesPerSecond: trainSeconds > 0 ? this.images / trainSeconds : 0,
+      medianStepSeconds: sorted[Math.floor(sorted.length / 2)] ?? 0,
+    };
+  }
+}

@@ -1,0 +1,46 @@
+/** runs/<name>: what a run leaves behind. */
+import { existsSync, mkdirSync, readdirSync, writeFileSync } from 'node:fs';
+import { join, resolve } from 'node:path';
+import { BraidError } from '../core/errors.ts';
+import { formatRecipe, type Recipe } from '../core/recipe.ts';
+
+export interface RunFolder {
+  path: string;
+  /** The resolved recipe: enough to repeat the run. */
+  recipe: string;
+  metrics: string;
+  checkpoints: string;
+  summary: string;
+}
+
+export function runFolderAt(path: string): RunFolder {
+  const at = resolve(path);
+  return {
+    path: at,
+    recipe: join(at, 'recipe.yaml'),
+    metrics: join(at, 'metrics.jsonl'),
+    checkpoints: join(at, 'checkpoints'),
+    summary: join(at, 'summary.json'),
+  };
+}
+
+/** @throws BraidError SETUP when a new run would write over what is there */
+export function requireEmpty({ path }: RunFolder): void {
+  if (!existsSync(path) || readdirSync(path).length === 0) return;
+  throw new BraidError('SETUP', `${path} holds another run`, {
+    remedy: 'Go on with it (--resume), give this run another name (--set name=...), or remove the folder.',
+  });
+}
+
+/** Makes the folder, with its recipe. @throws BraidError SETUP when it cannot be written */
+export function createRunFolder(folder: RunFolder, recipe: Recipe): void {
+  try {
+    mkdirSync(folder.checkpoints, { recursive: true });
+    writeFileSync(folder.recipe, formatRecipe(recipe));
+  } catch (cause) {
+    throw new BraidError('SETUP', `cannot write ${folder.path}: ${(cause as Error).message}`, {
+      remedy: 'Run where there is write permission and room on the disk, or name another folder.',
+      cause,
+    });
+  }
+}

@@ -1,0 +1,97 @@
+/**
+ * The shards of every replica, encoded when they are asked for: a pure function of (split, step, replica), so that a
+ * stream can begin anywhere and nothing has to be remembered.
+ */
+import { batchOf, shardSizes } from '../core/sampler.ts';
+import type { Dataset } from '../input/dataset.ts';
+import { encodeShard } from '../input/shard.ts';
+import type { Split } from '../proto/messages.ts';
+import { type Plan, samplerOf } from './plan.ts';
+
+/** Encoded shards kept for a replica's other branches, which read the same ones a little earlier or later. */
+const KEPT_SHARDS = 64;
+/** In place of a label that has not been read yet. */
+const UNKNOWN = -1;
+
+export class Shards {
+  private readonly plan: Plan;
+  /** By split, step and replica, the oldest first. Empty where each shard has only one reader. */
+  private readonly kept = new Map<string, Uint8Array>();
+  /** By split and sample id, as far as they have been read: an image file is not read once more for its label. */
+  private readonly known: Record<'train' | 'test', Int32Array>;
+
+  constructor(plan: Plan) {
+    this.plan = plan;
+    this.known = { train: unknown(plan.train.length), test: unknown(plan.test.length) };
+  }
+
+  /** How many shards a replica has in all. */
+  count(split: Split, replica: number): number {
+    const { steps, testBatches, replicas } = this.plan;
+    return split === 'SPLIT_TRAIN' ? steps : Math.max(0, Math.ceil((testBatches - replica) / replicas));
+  }
+
+  /** The samples of a shard, by id. */
+  sampleIds(split: Split, step: number, replica: number): Int32Array {
+    const { recipe, train, test, replicas } = this.plan;
+    if (split === 'SPLIT_TRAIN') {
+      const { sampleIds } = batchOf(step, samplerOf(recipe, train.length));
+      const sizes = shardSizes(sampleIds.length, replicas);
+      const first = sizes.slice(0, replica).reduce((sum, size) => sum + size, 0);
+      return sampleIds.subarray(first, first + sizes[replica]!);
+    }
+    const { batch } = recipe.evaluation;
+    const first = (step * replicas + replica) * batch;
+    return Int32Array.from({ length: Math.min(batch, test.length - first) }, (_, i) => first + i);
+  }
+
+  /** i32[n] */
+  labels(split: Split, step: number, replica: number): Int32Array {
+    const { dataset, known } = this.side(split);
+    return this.sampleIds(split, step, replica).map((id) => {
+      if (known[id] === UNKNOWN) known[id] = dataset.read(id).label;
+      return known[id]!;
+    });
+  }
+
+  /** The payload of a shard, as it goes to the workers of its replica. */
+  encoded(split: Split, step: number, replica: number): Uint8Array {
+    const key = `${split} ${step} ${replica}`;
+    const kept = this.kept.get(key);
+    if (kept !== undefined) return kept;
+    const encoded = this.encode(split, step, replica);
+    if (split === 'SPLIT_TRAIN' && this.plan.recipe.cluster.placement === 'split') {
+      if (this.kept.size >= KEPT_SHARDS * this.plan.replicas) this.kept.delete(this.kept.keys().next().value!);
+      this.kept.set(key, encoded);
+    }
+    return encoded;
+  }
+
+  private encode(split: Split, step: number, replica: number): Uint8Array {
+    const { dataset, known } = this.side(split);
+    const sampleIds = this.sampleIds(split, step, replica);
+    const records = Array.from(sampleIds, (id) => {
+      const { bytes, label } = dataset.read(id);
+      known[id] = label;
+      return bytes;
+    });
+    return encodeShard({
+      step,
+      epoch: split === 'SPLIT_TRAIN' ? Math.floor(step / this.plan.stepsPerEpoch) : 0,
+      encoding: dataset.encoding,
+      image: dataset.image,
+      sampleIds,
+      labels: sampleIds.map((id) => known[id]!),
+      records,
+    });
+  }
+
+  private side(split: Split): { dataset: Dataset; known: Int32Array } {
+    const side = split === 'SPLIT_TRAIN' ? 'train' : 'test';
+    return { dataset: this.plan[side], known: this.known[side] };
+  }
+}
+
+function unknown(length: number): Int32Array {
+  return new Int32Array(length).fill(UNKNOWN);
+}

@@ -1,0 +1,231 @@
+/** Placement `split`: every worker owns one branch of one replica, the coordinator hosts the method. */
+import { createHash } from 'node:crypto';
+import { BraidError } from '../core/errors.ts';
+import { fromTensors, type TensorMap, toTensors, type VariableSpec } from '../nn/variables.ts';
+import type { Call } from '../proto/messages.ts';
+import { collect, parts } from '../proto/parts.ts';
+import type { Crew } from './crew.ts';
+import { addScores, type Score } from './evaluation.ts';
+import type { Losses } from './events.ts';
+import type { Group, NetworkState } from './group.ts';
+import type { Member } from './membership.ts';
+import { bytesOf, floatsOf } from './memory.ts';
+import { Method, type MethodDevice } from './method.ts';
+import type { Plan, Step } from './plan.ts';
+import { type Prepared, prepare, requireSameProgram } from './prepare.ts';
+import { requireIdentical } from './replicas.ts';
+import type { Shards } from './shards.ts';
+
+/** Ranks count branches first: replica r's branch b is rank r * branches + b. */
+export async function prepareSplit(
+  crew: Crew,
+  plan: Plan,
+  shards: Shards,
+  openDevice: () => Promise<MethodDevice>,
+  step: number,
+  signal: AbortSignal,
+): Promise<Group> {
+  const { branches } = plan;
+  const everyone = crew.members.map(({ rank }) => rank);
+  const opening = openDevice();
+  try {
+    const programs = await prepare(crew, plan, step, signal, (rank) => {
+      const branch = rank % branches;
+      const alike = { segment: 'branch', ranks: everyone.filter((other) => other % branches === branch) };
+      const trunk = { segment: 'trunk', ranks: everyone };
+      const groups = plan.recipe.trunk === 'shared' ? [trunk, alike] : [alike];
+      return { replica: Math.floor(rank / branches), branch, groups };
+    });
+    programs.forEach((program, rank) => {
+      requireSameProgram(programs[rank % branches]!, program, [rank % branches, rank]);
+    });
+    return new Split(crew, plan, shards, new Method(await opening), programs.slice(0, branches));
+  } catch (error) {
+    await opening.then(
+      (device) => device.close(),
+      () => {}, // the first error is the one to tell
+    );
+    throw error;
+  }
+}
+
+class Split implements Group {
+  readonly variables: VariableSpec[];
+  private readonly crew: Crew;
+  private readonly plan: Plan;
+  private readonly shards: Shards;
+  private readonly method: Method;
+  /** By branch. */
+  private readonly programs: Prepared[];
+  /** By rank, reused from step to step: a step's outputs have been used up when the next one's come. */
+  private readonly outputMemory: (Uint8Array | undefined)[] = [];
+  /** [replica][branch], between forward and backward. */
+  private cotangents: Float32Array[][] = [];
+
+  constructor(crew: Crew, plan: Plan, shards: Shards, method: Method, programs: Prepared[]) {
+    this.crew = crew;
+    this.plan = plan;
+    this.shards = shards;
+    this.method = method;
+    this.programs = programs;
+    const all = [...programs, method.program].flatMap(({ variables }) => variables);
+    this.variables = [...new Map(all.map((variable) => [variable.name, variable])).values()];
+  }
+
+  async forward(step: Step, signal: AbortSignal): Promise<Losses> {
+    const outputs = await this.gather(step, signal); // [replica][branch]
+    const labels = outputs.map((_, replica) => this.shards.labels('SPLIT_TRAIN', step.step, replica));
+    const fused = await this.crew.meter.time('method', () => this.method.fuse(step, outputs, labels));
+    this.cotangents = fused.cotangents;
+    return fused.losses;
+  }
+
+  async backward({ step }: Step, signal: AbortSignal): Promise<void> {
+    await this.crew.each('backward', step, signal, ({ rank, worker }, call) => {
+      const cotangents = bytesOf(this.cotangents[this.replicaOf(rank)]![this.branchOf(rank)]!);
+      this.crew.meter.moved('cotangents', 'received', cotangents.length);
+      return worker.backward(parts(this.crew.stamp(step), cotangents), call);
+    });
+  }
+
+  async reduce({ step }: Step, signal: AbortSignal): Promise<number> {
+    const answers = await this.crew.each('reduce', step, signal, ({ worker }, call) =>
+      worker.reduce(this.crew.stamp(step), call),
+    );
+    for (const { sentBytes, receivedBytes } of answers) {
+      this.crew.meter.moved('gradients', 'sent', sentBytes);
+      this.crew.meter.moved('gradients', 'received', receivedBytes);
+    }
+    // Every segment once: the trunk's norm is everybody's, a branch's that of its first worker.
+    const ofBranches = answers.slice(0, this.plan.branches).map(({ segmentNorms }) => segmentNorms.at(-1)!);
+    const trunk = this.plan.recipe.trunk === 'shared' ? answers[0]!.segmentNorms[0]! : 0;
+    return Math.hypot(trunk, ...ofBranches, this.method.gradientNorm());
+  }
+
+  async commit({ step, learningRate }: Step, signal: AbortSignal): Promise<void> {
+    await this.crew.each('commit', step, signal, ({ worker }, call) =>
+      worker.commit({ ...this.crew.stamp(step), learningRate }, call),
+    );
+    await this.method.commit(learningRate);
+  }
+
+  async evaluate(step: number, signal: AbortSignal): Promise<Score[]> {
+    const replicas = Array.from({ length: this.plan.replicas }, (_, replica) => replica);
+    return this.crew.meter.time('evaluate', async () => {
+      const scores = await Promise.all(replicas.map((replica) => this.evaluateReplica(replica, step, signal)));
+      return addScores(this.method.program.classifiers, scores.flat());
+    });
+  }
+
+  async write(step: number, state: NetworkState, signal: AbortSignal): Promise<void> {
+    const states = this.programs.map(({ variables }) => bytesOf(fromTensors(variables, state.weights, state.momenta)));
+    await this.crew.each('write', step, signal, ({ rank, worker }, call) =>
+      worker.writeState(parts(this.crew.stamp(step), states[this.branchOf(rank)]!), call),
+    );
+    await this.method.write(state);
+  }
+
+  async read(step: number, signal: AbortSignal): Promise<Required<NetworkState>> {
+    const expect = this.crew.stamp(step);
+    const hashes = await this.crew.each('compare', step, signal, ({ worker }, call) => worker.hashState(expect, call));
+    this.programs.forEach((_, branch) => {
+      const alike = hashes
+        .map(({ sha256 }, rank) => ({ rank, sha256 }))
+        .filter(({ rank }) => this.branchOf(rank) === branch);
+      requireIdentical(alike, `state of branch ${branch}`, step);
+    });
+    const states = await Promise.all(
+      this.programs.map(async ({ variables, stateLength }, branch) => {
+        const bytes = await this.crew.one(this.crew.members[branch]!, 'read', step, signal, ({ worker }, call) =>
+          collect(worker.readState(expect, call), { maxBytes: 4 * stateLength, expect }),
+        );
+        return toTensors(variables, floatsOf(bytes));
+      }),
+    );
+    this.requireOneTrunk(states, step);
+    states.push(await this.method.read());
+    return {
+      weights: new Map(states.flatMap(({ weights }) => [...weights])),
+      momenta: new Map(states.flatMap(({ momenta }) => [...momenta])),
+    };
+  }
+
+  close(): Promise<void> {
+    return this.method.close();
+  }
+
+  /** Every branch's features and logits on the step's shards. @returns [replica][branch] f32 [features | logits] */
+  private async gather({ step, shardWeights, samples }: Step, signal: AbortSignal): Promise<Float32Array[][]> {
+    const outputs = await this.crew.each('forward', step, signal, async (member, call) => {
+      const shardWeight = shardWeights[this.replicaOf(member.rank)]!;
+      const size = this.plan.shardSizes.indexOf(Math.round(shardWeight * samples));
+      return this.forwardOf(member, call, step, 'SPLIT_TRAIN', shardWeight, size);
+    });
+    const { branches, replicas } = this.plan;
+    return Array.from({ length: replicas }, (_, r) => outputs.slice(r * branches, (r + 1) * branches));
+  }
+
+  private async forwardOf(
+    { rank, worker }: Member,
+    call: Call,
+    step: number,
+    split: 'SPLIT_TRAIN' | 'SPLIT_TEST',
+    shardWeight: number,
+    size: number,
+  ): Promise<Float32Array> {
+    const expect = this.crew.stamp(step);
+    const elements = this.programs[this.branchOf(rank)]!.outputLengths.at(size)!;
+    const memory = this.outputMemory[rank];
+    const into = memory?.length === 4 * elements ? { into: memory } : {};
+    const options = { maxBytes: 4 * elements, expect, ...into };
+    const bytes = await collect(worker.forward({ ...expect, split, shardWeight }, call), options);
+    if (bytes.length !== 4 * elements) {
+      throw new BraidError('PROTOCOL', `worker ${rank} answered ${bytes.length} bytes of outputs, not ${4 * elements}`);
+    }
+    this.outputMemory[rank] = bytes;
+    this.crew.meter.moved('outputs', 'sent', bytes.length);
+    return floatsOf(bytes);
+  }
+
+  private async evaluateReplica(replica: number, step: number, signal: AbortSignal): Promise<Score[][]> {
+    const scores: Score[][] = [];
+    const { branches } = this.plan;
+    const members = this.crew.members.slice(replica * branches, (replica + 1) * branches);
+    const labels = new Int32Array(this.plan.recipe.evaluation.batch);
+    for (let batch = 0; batch < this.shards.count('SPLIT_TEST', replica); batch++) {
+      const outputs = await Promise.all(
+        members.map((member) =>
+          this.crew.one(member, `evaluate (after ${step} steps)`, batch, signal, (_, call) =>
+            this.forwardOf(member, call, batch, 'SPLIT_TEST', 1, -1),
+          ),
+        ),
+      );
+      labels.fill(-1); // what the last batch lacks
+      labels.set(this.shards.labels('SPLIT_TEST', batch, replica));
+      scores.push(await this.method.evaluate(outputs, labels));
+    }
+    return scores;
+  }
+
+  /** With a shared trunk, the branches' copies of it must be one. */
+  private requireOneTrunk(states: { weights: TensorMap; momenta: TensorMap }[], step: number): void {
+    const hashes = states.map(({ weights, momenta }, rank) => {
+      const hash = createHash('sha256');
+      for (const { name, segment, trainable } of this.programs[rank]!.variables) {
+        if (segment !== 'trunk') continue;
+        hash.update(bytesOf(weights.get(name)!.data));
+        if (trainable) hash.update(bytesOf(momenta.get(name)!.data));
+      }
+      return { rank, sha256: hash.digest() };
+    });
+    requireIdentical(hashes, 'trunk', step);
+  }
+
+  private branchOf(rank: number): number {
+    return rank % this.plan.branches;
+  }
+
+  private replicaOf(rank: number): number {
+    return Math.floor(rank / this.plan.branches);
+  }
+}
