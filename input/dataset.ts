@@ -48,35 +48,6 @@ export async function openDataset(data: Recipe['data'], split: Split): Promise<D
   return dataset;
 }
 
-/**
- * Opens both splits and checks that their images have one shape.
- * @throws BraidError as openDataset does; nothing is left open then
- */
-export async function openDatasets(data: Recipe['data']): Promise<Record<Split, Dataset>> {
-  const train = await openDataset(data, 'train');
-  let test: Dataset | null = null;
-  try {
-    test = await openDataset(data, 'test');
-    const [trainShape, testShape] = [train, test].map(
-      ({ image }) => `${image.height}x${image.width}x${image.channels}`,
-    );
-    if (trainShape !== testShape) {
-      throw new BraidError(
-        'INVALID_DATA',
-        `${test.name}: found images of ${testShape}, expected ${trainShape} as in ${train.name}`,
-        {
-          remedy: 'Bring the images of both splits to one size.',
-        },
-      );
-    }
-    return { train, test };
-  } catch (error) {
-    train.close();
-    test?.close();
-    throw error;
-  }
-}
-
 function open(data: Recipe['data'], split: Split): Promise<Dataset> {
   switch (data.format) {
     case 'cifar10':

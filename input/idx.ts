@@ -19,7 +19,7 @@ export async function openIdx(data: Recipe['data'], split: Split): Promise<Datas
   const images = await openStored(
     join(data.path, `${prefixes[split]}-images-idx3-ubyte`),
     REMEDY,
-    'an idx file of images',
+    'an idx file of images, plain or .gz',
   );
   try {
     const [count, height, width] = header(images, IMAGES_MAGIC, 3) as [number, number, number];
@@ -68,7 +68,7 @@ async function readLabels(data: Recipe['data'], split: Split): Promise<{ file: s
   const stored = await openStored(
     join(data.path, `${prefixes[split]}-labels-idx1-ubyte`),
     REMEDY,
-    'an idx file of labels',
+    'an idx file of labels, plain or .gz',
   );
   try {
     const [count] = header(stored, LABELS_MAGIC, 1) as [number];
