@@ -58,6 +58,8 @@ export const recipeSchema = z.strictObject({
     format: z.enum(['cifar10', 'cifar100', 'idx', 'folder']),
     /** Folder with the files of the format. For `folder`: the training images, a folder or .tar with a sub-folder a class. */
     path: z.string().min(1),
+    /** A data set that `braid data fetch` knows: brought into `path` when its files are not there. */
+    fetch: z.string().nullable().default(null),
     /** For `folder` only: the test images. */
     testPath: z.string().min(1).optional(),
     /** How many classes the networks tell apart; null: as many as the format has. */
@@ -168,6 +170,11 @@ export function threadsOf(recipe: Pick<Recipe, 'branches' | 'cluster'>): number 
  * @throws BraidError INVALID_RECIPE with every problem found, each with its path
  */
 export function loadRecipe(file: string, overrides: string[] = []): Recipe {
+  return checkRecipe(overrides.reduce(applyOverride, readRecipe(file)), file);
+}
+
+/** A recipe's YAML as it stands, unchecked. @throws BraidError INVALID_RECIPE when it cannot be read */
+export function readRecipe(file: string): unknown {
   let text: string;
   try {
     text = readFileSync(file, 'utf8');
@@ -177,14 +184,11 @@ export function loadRecipe(file: string, overrides: string[] = []): Recipe {
       cause,
     });
   }
-  let raw: unknown;
   try {
-    raw = parse(text);
+    return parse(text);
   } catch (cause) {
     throw new BraidError('INVALID_RECIPE', `${file} is not YAML: ${(cause as Error).message}`, { cause });
   }
-  for (const override of overrides) raw = applyOverride(raw, override);
-  return checkRecipe(raw, file);
 }
 
 /** Checks a recipe that is already an object; `source` names it in errors. */

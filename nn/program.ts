@@ -51,9 +51,14 @@ const TOP_K = 5;
 export function buildProgram(options: ProgramOptions): { graph: Graph; program: Program } {
   let program: Program | undefined;
   const graph = capture((c) => {
-    program = new ProgramBuilder(c, options).build();
+    program = describeProgram(c, options);
   });
   return { graph, program: program! };
+}
+
+/** The same, written to any Capture. */
+export function describeProgram(c: Capture, options: ProgramOptions): Program {
+  return new ProgramBuilder(c, options).build();
 }
 
 class ProgramBuilder {

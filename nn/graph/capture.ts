@@ -13,7 +13,7 @@
  */
 import { asBraidError, BraidError } from '../../core/errors.ts';
 import { DType, EAGER_BACKEND, eagerBackend, type NodeBackend, type Tensor, tf } from '../tensorflow.ts';
-import { encodeSavedModel } from './graphdef.ts';
+import { encodeSavedModel, type NodeDef } from './graphdef.ts';
 import { type Edge, Recorder, variableAttrs } from './recorder.ts';
 
 const CAPTURE_BACKEND = 'braid-capture';
@@ -42,7 +42,7 @@ export interface Graph {
   /** A serialised SavedModel. */
   bytes: Uint8Array;
   phases: Record<string, PhaseSpec>;
-  nodes: number;
+  nodes: readonly NodeDef[];
   /** Edges carried between phases. */
   stashes: number;
 }
@@ -194,7 +194,7 @@ function record(r: Recorder, backend: NodeBackend, body: (c: Capture) => void): 
       },
     );
   }
-  return { bytes: encodeSavedModel(r.nodes), phases, nodes: r.nodes.length, stashes: r.stashCount };
+  return { bytes: encodeSavedModel(r.nodes), phases, nodes: r.nodes, stashes: r.stashCount };
 }
 
 class GraphVariable implements Variable {

@@ -40,14 +40,11 @@ const TYPED_BY: Record<string, number> = {
   InTopKV2: 1,
   OneHot: 2,
   Select: 1,
-  SelectV2: 1,
 };
 
 /** Operations that take every operand in the one type T. */
 const ONE_TYPE = new Set(
-  'Add AddV2 Sub Mul Div RealDiv DivNoNan Maximum Minimum Pow SquaredDifference AddN MatMul BatchMatMulV2 Conv2D ReluGrad'.split(
-    ' ',
-  ),
+  'Add Sub Mul RealDiv Maximum Minimum Pow SquaredDifference AddN BatchMatMulV2 Conv2D ReluGrad'.split(' '),
 );
 
 const eager = eagerBackend.binding;

@@ -73,23 +73,21 @@ const SHAPES: Record<string, ShapeFunction> = {
   // One operand, element by element.
   ...each(
     'Abs Acos Acosh Asin Asinh Atan Atanh Ceil Cos Cosh Elu Erf Exp Expm1 Floor Identity Log Log1p LogSoftmax Neg OnesLike ' +
-      'Reciprocal Relu Relu6 Rint Round Rsqrt Selu Sigmoid Sign Sin Sinh Softmax Softplus Sqrt Square Tan Tanh ZerosLike ' +
-      'DeepCopy LogicalNot Reverse ReverseV2 Cumsum Cumprod LeakyRelu',
+      'Reciprocal Relu Relu6 Round Rsqrt Selu Sigmoid Sign Sin Sinh Softmax Softplus Sqrt Square Tan Tanh ZerosLike ' +
+      'DeepCopy LogicalNot ReverseV2 Cumsum Cumprod LeakyRelu',
     sameAsFirst,
   ),
   ...each('IsFinite IsInf IsNan', ([x]) => [{ shape: x!.shape, dtype: DType.BOOL }]),
-  // A gradient has the shape of what it is the gradient of.
-  ...each('ReluGrad Relu6Grad EluGrad SeluGrad', ([dy]) => like(dy!)),
+  ...each('EluGrad ReluGrad', sameAsFirst),
   // Two operands, broadcast.
   ...each(
-    'Add AddV2 Sub Mul Div RealDiv DivNoNan FloorDiv FloorMod Mod Maximum Minimum Pow SquaredDifference Atan2 LogicalAnd LogicalOr',
+    'Add Sub Mul RealDiv FloorDiv FloorMod Maximum Minimum Pow SquaredDifference Atan2 LogicalAnd LogicalOr',
     broadcast,
   ),
   ...each('Equal NotEqual Greater GreaterEqual Less LessEqual', compare),
   ...each('Sum Mean Max Min Prod All Any', reduce),
   Cast: ([x], attrs) => [{ shape: x!.shape, dtype: (attrs.DstT as { type: number }).type }],
   Select: ([, t]) => like(t!),
-  SelectV2: ([condition, t, e]) => like(t!, broadcastShape(condition!.shape, broadcastShape(t!.shape, e!.shape))),
   AddN: sameAsFirst,
   ArgMax: ([x, axis]) => [{ shape: without(x!.shape, constant(axis!, 'axis')[0]!), dtype: DType.INT32 }],
   ArgMin: ([x, axis]) => [{ shape: without(x!.shape, constant(axis!, 'axis')[0]!), dtype: DType.INT32 }],
@@ -151,6 +149,10 @@ const SHAPES: Record<string, ShapeFunction> = {
     shape.splice((attrs.axis as { i: number }).i, 0, inputs.length);
     return like(inputs[0]!, shape);
   },
+  Unpack: ([x], attrs) => {
+    const { i: axis } = attrs['axis'] as { i: number };
+    return Array.from({ length: x!.shape[axis]! }, () => like(x!, without(x!.shape, axis))[0]!);
+  },
   SplitV: ([x, sizes, dim]) => {
     const [axis] = constant(dim!, 'dim');
     return constant(sizes!, 'sizes').map((size) => ({
@@ -168,20 +170,12 @@ const SHAPES: Record<string, ShapeFunction> = {
     return [{ shape: [...x!.shape, 4 / BYTES[type]!], dtype: type }];
   },
   // Products.
-  MatMul: ([a, b], attrs) => {
-    const [m, ka] = flag(attrs, 'transpose_a') ? [...a!.shape].reverse() : a!.shape;
-    const [kb, n] = flag(attrs, 'transpose_b') ? [...b!.shape].reverse() : b!.shape;
-    if (ka !== kb) throw new Error(`inner sizes ${ka} and ${kb} differ`);
-    return like(a!, [m!, n!]);
-  },
   BatchMatMulV2: ([a, b], attrs) => {
     const [m, ka] = flag(attrs, 'adj_x') ? a!.shape.slice(-2).reverse() : a!.shape.slice(-2);
     const [kb, n] = flag(attrs, 'adj_y') ? b!.shape.slice(-2).reverse() : b!.shape.slice(-2);
     if (ka !== kb) throw new Error(`inner sizes ${ka} and ${kb} differ`);
     return like(a!, [...broadcastShape(a!.shape.slice(0, -2), b!.shape.slice(0, -2)), m!, n!]);
   },
-  BiasAdd: sameAsFirst,
-  BiasAddGrad: ([dy]) => like(dy!, dy!.shape.slice(-1)),
   Conv2D: window,
   Conv2DBackpropInput: given(0, 1),
   Conv2DBackpropFilter: given(1, 0),

@@ -1,0 +1,51 @@
+/** The `braid` command, under Node 24: names a command, runs it, and tells what went wrong. */
+import { asBraidError, nearest } from '../core/errors.ts';
+import { Interrupts } from './interrupts.ts';
+
+interface Command {
+  about: string;
+  load(): Promise<(argv: string[], interrupts: Interrupts) => Promise<number>>;
+}
+
+const COMMANDS: Record<string, Command> = {
+  train: { about: 'run a recipe here: coordinator and workers', load: async () => (await import('./train.ts')).train },
+  coordinator: {
+    about: "a recipe's coordinator alone",
+    load: async () => (await import('./coordinator.ts')).coordinator,
+  },
+  worker: { about: 'one worker, which joins a coordinator', load: async () => (await import('./worker.ts')).worker },
+  config: { about: 'a recipe with every value resolved', load: async () => (await import('./config.ts')).config },
+  data: {
+    about: 'fetch, list and check data sets',
+    load: async () => async (argv, interrupts) => (await import('./data.ts')).data(argv, interrupts.orderly),
+  },
+  doctor: { about: 'what this machine has, and lacks', load: async () => (await import('./doctor.ts')).doctor },
+  bench: { about: 'speed, beside PyTorch', load: async () => (await import('../bench/bench.ts')).bench },
+};
+
+/** Shells say 128 + the signal's number: SIGINT is 2. */
+const EXIT_CANCELLED = 130;
+
+const [name = 'help', ...argv] = process.argv.slice(2);
+const command = COMMANDS[name];
+if (command === undefined) {
+  const asked = ['help', '--help', '-h'].includes(name);
+  const near = asked ? undefined : nearest(name, Object.keys(COMMANDS));
+  const problem = asked ? '' : `braid: no command ${name}${near === undefined ? '' : `, did you mean ${near}?`}\n`;
+  const list = Object.entries(COMMANDS).map(([key, { about }]) => `  braid ${key.padEnd(12)} ${about}\n`);
+  process[asked ? 'stdout' : 'stderr'].write(`${problem}${list.join('')}`);
+  process.exitCode = asked ? 0 : 1;
+} else {
+  const interrupts = new Interrupts(process, () => performance.now());
+  try {
+    process.exitCode = await (await command.load())(argv, interrupts);
+  } catch (thrown) {
+    const error = asBraidError(thrown);
+    process.stderr.write(`braid ${name}: ${error.message}\n`);
+    if (error.remedy !== '') process.stderr.write(`  Remedy: ${error.remedy}\n`);
+    if (error.code === 'INTERNAL') process.stderr.write(`  A bug in Braid: ${error.stack}\n`);
+    process.exitCode = error.code === 'CANCELLED' ? EXIT_CANCELLED : 1;
+  } finally {
+    interrupts.close();
+  }
+}
