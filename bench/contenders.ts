@@ -1,0 +1,43 @@
+/** Everyone who takes training steps in the bench, started as a child. */
+import { join } from 'node:path';
+import type { Recipe } from '../core/recipe.ts';
+import { peerEnvironment } from './peers/venv.ts';
+import { Stepper } from './stepper.ts';
+
+export type Precision = Recipe['training']['precision'];
+
+/** What is trained, where it is not the bench's own FFL ResNet-32 with two branches on one trunk at batch 128. */
+export interface Work {
+  precision?: Precision;
+  threads?: number;
+  batch?: number;
+  branches?: number;
+  unshared?: boolean;
+}
+
+/** The captured graph in one process, fed from memory. */
+export function braidStep(work: Work): Promise<Stepper> {
+  return Stepper.start(
+    'braid-step',
+    process.execPath,
+    [join(import.meta.dirname, 'braid-step.ts'), ...flags(work)],
+    process.env,
+  );
+}
+
+/** PyTorch in one process, fed from memory. */
+export function torchStep(python: string, mode: 'eager' | 'compiled', work: Work): Promise<Stepper> {
+  const script = join(import.meta.dirname, 'peers/step.py');
+  return Stepper.start(`PyTorch, ${mode}`, python, [script, '--mode', mode, ...flags(work)], peerEnvironment());
+}
+
+/** PyTorch DistributedDataParallel: two processes of one thread, fed from CIFAR's files. */
+export function torchDdp(python: string, data: string): Promise<Stepper> {
+  const script = join(import.meta.dirname, 'peers/ddp.py');
+  return Stepper.start('PyTorch DDP', python, [script, '--data', data], peerEnvironment());
+}
+
+function flags({ unshared, ...work }: Work): string[] {
+  const valued = Object.entries(work).flatMap(([name, value]) => [`--${name}`, String(value)]);
+  return unshared === true ? [...valued, '--unshared'] : valued;
+}
