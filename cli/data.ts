@@ -1,9 +1,11 @@
 /** braid data: brings data sets to this machine, and checks them. */
 import { join } from 'node:path';
+import { setImmediate } from 'node:timers/promises';
 import { parseArgs } from 'node:util';
+import { planRun } from '../coordinator/plan.ts';
 import { BraidError } from '../core/errors.ts';
 import { loadRecipe } from '../core/recipe.ts';
-import { type Dataset, openDataset, type Split } from '../input/dataset.ts';
+import { type Dataset, openDataset } from '../input/dataset.ts';
 import { fetchDataset } from '../input/fetch.ts';
 import { published } from '../input/sources.ts';
 import { decodeImage } from '../worker/input/decode.ts';
@@ -13,6 +15,7 @@ braid data list                           the data sets that fetch knows
 braid data check <recipe> [--set path=value]
                                           open a recipe's data, decode every image, count the classes`;
 
+const SAMPLES_A_TURN = 500; // then Ctrl-C is heard
 const DAMAGED_SHOWN = 20; // files named before the rest is only counted
 
 /** @returns the exit code */
@@ -48,25 +51,24 @@ async function checkCommand(argv: string[], signal: AbortSignal): Promise<number
   const [file, ...more] = positionals;
   if (file === undefined || more.length > 0) throw wrongUse(`data check: ${positionals.length} recipes, expected one`);
   const recipe = loadRecipe(file, values.set as string[]);
-  let damaged = 0;
-  for (const split of ['train', 'test'] satisfies Split[]) {
-    const dataset = await openDataset(recipe.data, split);
-    try {
-      damaged += checkSamples(dataset, signal);
-    } finally {
-      dataset.close();
-    }
+  const { train, test } = await planRun(recipe, openDataset);
+  try {
+    const damaged = (await checkSamples(train, signal)) + (await checkSamples(test, signal));
+    return damaged === 0 ? 0 : 1;
+  } finally {
+    train.close();
+    test.close();
   }
-  return damaged === 0 ? 0 : 1;
 }
 
 /** @returns how many samples do not decode */
-function checkSamples(dataset: Dataset, signal: AbortSignal): number {
+async function checkSamples(dataset: Dataset, signal: AbortSignal): Promise<number> {
   const { height, width, channels } = dataset.image;
   const pixels = new Uint8Array(height * width * channels);
   const perClass = new Array<number>(dataset.classes).fill(0);
   let damaged = 0;
   for (let index = 0; index < dataset.length; index++) {
+    if (index % SAMPLES_A_TURN === 0) await setImmediate();
     signal.throwIfAborted();
     const { bytes, label } = dataset.read(index);
     perClass[label]!++;

@@ -24,19 +24,30 @@ const STDERR_CHARACTERS = 2000; // kept of what a tool says
 export async function unpackDebianPackage(name: string, staging: string, options: DownloadOptions): Promise<string> {
   const root = join(staging, 'root');
   rmSync(root, { recursive: true, force: true });
-  let deb: string;
-  try {
-    deb = await downloadPackage(name, staging, [], options);
-  } catch (error) {
+  const deb = await downloadPackage(name, staging, [], options).catch((error: NodeJS.ErrnoException) => {
     options.signal.throwIfAborted();
-    if ((error as NodeJS.ErrnoException).code === 'ENOENT') throw new Error('this machine has no apt-get');
-    const ownLists = privateLists(join(staging, 'apt'));
-    // Some other source of the machine may be unreachable: the download shows whether the lists suffice.
-    await run('apt-get', [...NETWORK_OPTIONS, ...ownLists, 'update'], staging, options.signal).catch(() => {});
-    deb = await downloadPackage(name, staging, ownLists, options);
-  }
+    if (error.code === 'ENOENT') throw new Error('this machine has no apt-get');
+    return downloadWithOwnLists(name, staging, options);
+  });
   await run('dpkg-deb', ['-x', deb, root], staging, options.signal);
   return root;
+}
+
+async function downloadWithOwnLists(name: string, staging: string, options: DownloadOptions): Promise<string> {
+  const folder = join(staging, 'apt');
+  const lists = privateLists(folder);
+  // Some other source of the machine may be unreachable: the download shows whether the lists suffice.
+  let complaint = '';
+  try {
+    await run('apt-get', [...NETWORK_OPTIONS, ...lists, 'update'], staging, options.signal).catch((error: Error) => {
+      complaint = `; ${error.message}`;
+    });
+    return await downloadPackage(name, staging, lists, options);
+  } catch (error) {
+    throw new Error(`${(error as Error).message}${complaint}`, { cause: error });
+  } finally {
+    rmSync(folder, { recursive: true, force: true });
+  }
 }
 
 async function downloadPackage(
@@ -69,7 +80,12 @@ async function downloadPackage(
 function privateLists(folder: string): string[] {
   mkdirSync(join(folder, 'lists', 'partial'), { recursive: true });
   mkdirSync(join(folder, 'cache', 'archives', 'partial'), { recursive: true });
-  const options = [`Dir::State::Lists=${folder}/lists`, `Dir::Cache=${folder}/cache`, 'Acquire::Languages=none'];
+  const options = [
+    `Dir::State::Lists=${folder}/lists`,
+    `Dir::Cache=${folder}/cache`,
+    'Acquire::Languages=none',
+    'APT::Update::Error-Mode=any',
+  ];
   return options.flatMap((option) => ['-o', option]);
 }
 
@@ -95,7 +111,7 @@ async function run(command: string, arguments_: string[], cwd: string, signal: A
   if (code !== 0) {
     const errors = complaints.split('\n').filter((line) => line.startsWith('E:') || line.includes('error'));
     const said = (errors.length > 0 ? errors.join(' ') : complaints.trim()) || `exit code ${code}`;
-    throw new Error(`${command} ${arguments_.includes('update') ? 'update' : arguments_.at(-1)}: ${said}`);
+    throw new Error(`${command}: ${said}`);
   }
   return output;
 }

@@ -47,9 +47,10 @@ export async function ensureDataset(name: string, folder: string, options: Fetch
 export async function fetchDataset(name: string, folder: string, options: FetchOptions): Promise<void> {
   const dataset = lookUp(name, options);
   const staging = `${resolve(folder)}.part`;
+  const lock = `${resolve(folder)}.lock`; // beside both: it must outlive them
   let unlock: () => void = () => {};
   try {
-    unlock = await acquireLock(join(staging, 'lock'), options.signal, (pid) =>
+    unlock = await acquireLock(lock, options.signal, (pid) =>
       options.log(`process ${pid} is fetching ${name}: waiting for it`),
     );
     await fetchMissing(name, dataset, folder, staging, options);
@@ -58,8 +59,8 @@ export async function fetchDataset(name: string, folder: string, options: FetchO
     if (options.signal.aborted) throw new BraidError('CANCELLED', `fetching ${name} was stopped`, { cause: error });
     throw asSetupError(error, folder);
   } finally {
-    unlock();
     removeIfEmpty(staging);
+    unlock();
   }
 }
 
@@ -75,6 +76,7 @@ async function fetchMissing(
     options.log(`${name}: all ${dataset.files.length} files are in ${folder}, verified`);
     return;
   }
+  mkdirSync(staging, { recursive: true });
   const failures: string[] = [];
   for (const source of dataset.sources) {
     options.log(`${name}: fetching ${missing.length} file(s) from ${titleOf(source)}`);
