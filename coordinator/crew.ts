@@ -74,7 +74,7 @@ export class Crew {
   ): Promise<T[]> {
     const { timeoutMs, lost } = this.options;
     const ending = new AbortController();
-    setMaxListeners(0, ending.signal); // one a member
+    setMaxListeners(0, ending.signal, signal, lost); // one a member and a call under way
     const abort = () => ending.abort(signal.reason);
     const lose = () => ending.abort(lost.reason);
     if (signal.aborted) throw asBraidError(signal.reason, 'CANCELLED');
@@ -111,7 +111,10 @@ export class Crew {
     if (error.code === 'WORKER_LOST') await aborted(this.options.lost, CULPRIT_WAIT_MS);
     if (this.options.lost.aborted) return this.lossIn(phase, step);
     const { rank, joined } = member;
-    return new BraidError(error.code, `${member.name} failed in ${phase} at step ${step}: ${error.message}`, {
+    const message = error.message.startsWith(member.name) // what our own end says of it: silent, or out of reach
+      ? `${error.message}, in ${phase} at step ${step}`
+      : `${member.name} failed in ${phase} at step ${step}: ${error.message}`;
+    return new BraidError(error.code, message, {
       remedy: error.remedy || `Look at the output of worker ${rank} on ${joined.host}.`,
       details: { rank, host: joined.host, phase, step },
       cause: error,

@@ -8,8 +8,11 @@ import { encodeShard } from '../input/shard.ts';
 import type { Split } from '../proto/messages.ts';
 import { type Plan, samplerOf } from './plan.ts';
 
-/** Encoded shards kept for a replica's other branches, which read the same ones a little earlier or later. */
-const KEPT_SHARDS = 64;
+/**
+ * Encoded shards kept for a replica's other branches, which read the same ones a little earlier or later: twice what a
+ * stream can hold on its way (16 parts of 1 MiB).
+ */
+const KEPT_BYTES_A_REPLICA = 32 << 20;
 /** In place of a label that has not been read yet. */
 const UNKNOWN = -1;
 
@@ -17,6 +20,7 @@ export class Shards {
   private readonly plan: Plan;
   /** By split, step and replica, the oldest first. Empty where each shard has only one reader. */
   private readonly kept = new Map<string, Uint8Array>();
+  private keptBytes = 0;
   /** By split and sample id, as far as they have been read: an image file is not read once more for its label. */
   private readonly known: Record<'train' | 'test', Int32Array>;
 
@@ -61,10 +65,19 @@ export class Shards {
     if (kept !== undefined) return kept;
     const encoded = this.encode(split, step, replica);
     if (split === 'SPLIT_TRAIN' && this.plan.recipe.cluster.placement === 'split') {
-      if (this.kept.size >= KEPT_SHARDS * this.plan.replicas) this.kept.delete(this.kept.keys().next().value!);
-      this.kept.set(key, encoded);
+      this.keep(key, encoded);
     }
     return encoded;
+  }
+
+  private keep(key: string, encoded: Uint8Array): void {
+    this.kept.set(key, encoded);
+    this.keptBytes += encoded.length;
+    for (const [oldest, { length }] of this.kept) {
+      if (this.keptBytes <= KEPT_BYTES_A_REPLICA * this.plan.replicas) return;
+      this.kept.delete(oldest);
+      this.keptBytes -= length;
+    }
   }
 
   private encode(split: Split, step: number, replica: number): Uint8Array {

@@ -29,17 +29,18 @@ export async function prepareSplit(
   const everyone = crew.members.map(({ rank }) => rank);
   const opening = openDevice();
   try {
-    const programs = await prepare(crew, plan, step, signal, (rank) => {
+    const preparing = prepare(crew, plan, step, signal, (rank) => {
       const branch = rank % branches;
       const alike = { segment: 'branch', ranks: everyone.filter((other) => other % branches === branch) };
       const trunk = { segment: 'trunk', ranks: everyone };
       const groups = plan.recipe.trunk === 'shared' ? [trunk, alike] : [alike];
       return { replica: Math.floor(rank / branches), branch, groups };
     });
+    const [programs, device] = await Promise.all([preparing, opening]);
     programs.forEach((program, rank) => {
       requireSameProgram(programs[rank % branches]!, program, [rank % branches, rank]);
     });
-    return new Split(crew, plan, shards, new Method(await opening), programs.slice(0, branches));
+    return new Split(crew, plan, shards, new Method(device), programs.slice(0, branches));
   } catch (error) {
     await opening.then(
       (device) => device.close(),
