@@ -5,6 +5,7 @@ import { closeSync, mkdtempSync, openSync, readFileSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { BraidError } from '../core/errors.ts';
+import { gpuModels } from '../nn/device.ts';
 
 const GRACE_MS = 5_000; // for a worker to leave by itself, once told
 const LOG_TAIL_LINES = 15;
@@ -48,7 +49,7 @@ export class LocalWorkers {
           '--folder',
           this.folder,
         ],
-        { stdio: ['ignore', log, log, 'ipc'], detached: true },
+        { stdio: ['ignore', log, log, 'ipc'], detached: true, env: { ...process.env, ...gpuOf(i) } },
       );
       closeSync(log);
       child.once('exit', (code, signal) => this.onExit(i, file, signal ?? `code ${code}`));
@@ -85,4 +86,10 @@ export class LocalWorkers {
       }),
     );
   }
+}
+
+/** One GPU a worker, as far as there are GPUs; set before TensorFlow loads, since the addon cannot choose one. */
+function gpuOf(worker: number): Record<string, string> {
+  const gpus = gpuModels().length;
+  return gpus === 0 ? {} : { CUDA_VISIBLE_DEVICES: String(worker % gpus) };
 }

@@ -7,12 +7,14 @@ import { runWorker } from '../worker/worker.ts';
 import type { Interrupts } from './interrupts.ts';
 import { parse } from './options.ts';
 
-const USAGE = 'braid worker --coordinator <host:port | unix:/path> [--listen <host:port>] [--threads <n>]';
+const USAGE = 'braid worker --coordinator <host:port | unix:/path> [--listen <host:port> [--insecure]] [--threads <n>]';
 
 const OPTIONS = {
   coordinator: { type: 'string' },
   /** Where the coordinator and other workers reach this one; the port may be 0. */
   listen: { type: 'string' },
+  /** Listen where other machines can connect, unencrypted. */
+  insecure: { type: 'boolean', default: false },
   /** The sockets' folder of a `braid train` on this machine: removed when that ends without having done so. */
   folder: { type: 'string' },
   /** TensorFlow threads; default: all cores. */
@@ -41,6 +43,7 @@ export async function worker(argv: string[], { orderly, atOnce }: Interrupts): P
     await runWorker({
       coordinator: values.coordinator,
       ...(values.listen === undefined ? {} : { listen: values.listen }),
+      insecure: values.insecure,
       threads,
       signal: AbortSignal.any([orderly, atOnce]),
       log,

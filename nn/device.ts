@@ -5,6 +5,8 @@
  * environment when it loads, which is when the first Device of the process opens. Not run on a GPU yet: see
  * docs/how-it-works.md.
  */
+import { readdirSync, readFileSync } from 'node:fs';
+import { join } from 'node:path';
 import { Worker } from 'node:worker_threads';
 import { asBraidError, BraidError, type ErrorCode } from '../core/errors.ts';
 import type { Program, ProgramOptions } from './program.ts';
@@ -131,6 +133,26 @@ export class Device {
     for (const { reject } of this.pending.values()) reject(this.ended);
     this.pending.clear();
   }
+}
+
+/** What NVIDIA's driver knows of each GPU of this machine, by index. */
+const GPU_FOLDER = '/proc/driver/nvidia/gpus';
+
+/** The models of this machine's GPUs, by index; empty where there are none. */
+export function gpuModels(): string[] {
+  try {
+    return readdirSync(GPU_FOLDER)
+      .sort()
+      .map((gpu) => /Model:\s*(.*)/.exec(readFileSync(join(GPU_FOLDER, gpu, 'information'), 'utf8'))?.[1] ?? 'GPU');
+  } catch {
+    return [];
+  }
+}
+
+/** The device of this process: the first GPU that it may see, or the CPU. */
+export function deviceName(): string {
+  const first = Number(process.env['CUDA_VISIBLE_DEVICES']?.split(',')[0] ?? 0);
+  return gpuModels()[first] ?? 'CPU';
 }
 
 function failureOf(message: ThreadMessage): BraidError {

@@ -1,0 +1,278 @@
+/**
+ * What a worker is in one generation: its device with the program of its role, its place in the exchange, its shards.
+ *
+ * A step goes compute (or forward, backward) -> reduce -> commit. Until its commit nothing has changed, and it may begin
+ * again; calls out of that order are refused before any work.
+ */
+import { createHash } from 'node:crypto';
+import { BraidError } from '../core/errors.ts';
+import { checkRecipe, type Recipe } from '../core/recipe.ts';
+import type { Device, DeviceOptions, Program, Role } from '../nn/device.ts';
+import type {
+  ClassifierScore,
+  ComputeRequest,
+  ComputeResponse,
+  ForwardRequest,
+  Messages,
+  Part,
+  PrepareRequest,
+  ReduceResponse,
+  ShardsRequest,
+} from '../proto/messages.ts';
+import { collect } from '../proto/parts.ts';
+import type { Exchange } from './exchange/exchange.ts';
+import { InputPool, type ReadyShard } from './input/pool.ts';
+import { ShardReader } from './shards.ts';
+
+export interface PostOptions {
+  request: PrepareRequest;
+  exchange: Exchange;
+  threads: number;
+  openDevice(options: DeviceOptions): Promise<Device>;
+  pullShards(request: ShardsRequest, signal: AbortSignal): Messages<Part>;
+  /** Seconds, monotonic. */
+  now(): number;
+}
+
+/** Encoded images are smaller than raw ones, but for a header and for tiny or incompressible files. */
+const ENCODED_SLACK_BYTES = 64 << 10; // a sample
+const SCORE_VALUES = 3; // top-1 count, top-5 count, sum of cross-entropies
+
+type Progress = 'begun' | 'forward' | 'computed' | 'reduced';
+
+export class Post {
+  readonly request: PrepareRequest;
+  private readonly options: PostOptions;
+  private readonly recipe: Recipe;
+  private readonly device: Device;
+  private readonly trainPool: InputPool;
+  private readonly testPool: InputPool;
+  private train: ShardReader | null = null;
+  private test: ShardReader | null = null;
+  /** The step that is next to be committed; null exactly before the first state has been written. */
+  private step: number | null = null;
+  private progress: Progress = 'begun';
+  /** Of the step under way, between forward and backward. */
+  private shardWeight = 0;
+
+  private constructor(options: PostOptions, recipe: Recipe, device: Device) {
+    this.options = options;
+    this.request = options.request;
+    this.recipe = recipe;
+    this.device = device;
+    const { inputThreads: threads, prefetch } = recipe.cluster;
+    // One buffer is in use by the device while the others fill.
+    const pool = { threads, seed: recipe.seed, buffers: prefetch + 1 };
+    this.trainPool = new InputPool({ ...pool, augment: recipe.data.augment });
+    this.testPool = new InputPool({ ...pool, augment: null });
+  }
+
+  /** @throws BraidError CAPTURE, DEVICE, or what the exchange fails with; nothing is left open then */
+  static async open(options: PostOptions, signal: AbortSignal): Promise<Post> {
+    const { request, exchange, threads, openDevice } = options;
+    const { height, width, channels, classes, shardSizes } = request;
+    const recipe = checkRecipe(JSON.parse(request.recipe), 'the recipe of Prepare');
+    const role: Role = request.branch === undefined ? { kind: 'replica' } : { kind: 'branch', branch: request.branch };
+    const device = await openDevice({ recipe, role, image: { height, width, channels }, classes, shardSizes, threads });
+    try {
+      await exchange.connect(exchangePlan(request, device.program), signal);
+      return new Post(options, recipe, device);
+    } catch (error) {
+      await device.close();
+      throw error;
+    }
+  }
+
+  get program(): Program {
+    return this.device.program;
+  }
+
+  /** `together`: forward, method and backward; leaves the gradient in the exchange. */
+  async compute({ step, distillWeight, shardWeight }: ComputeRequest): Promise<ComputeResponse> {
+    this.require(step, ['begun', 'computed', 'reduced'], 'compute');
+    const start = this.options.now();
+    const shard = await this.trainShard(step);
+    const ready = this.options.now();
+    const { images, labels } = shard;
+    const feeds = { images, labels, distillWeight, shardWeight };
+    const { losses } = await this.device.run(`compute@${labels.length}`, feeds, {
+      gradient: this.options.exchange.gradient,
+    });
+    this.progress = 'computed';
+    const inputSeconds = ready - start;
+    return { losses: Array.from(losses!), deviceSeconds: this.options.now() - ready, inputSeconds };
+  }
+
+  /** `split`: f32 [features | logits] of this step's shard, or of an evaluation batch. */
+  async forward({ step, split, shardWeight }: ForwardRequest): Promise<Float32Array> {
+    if (split === 'SPLIT_TEST') return this.forwardTest(step);
+    this.require(step, ['begun', 'forward', 'computed', 'reduced'], 'forward');
+    const { images, labels } = await this.trainShard(step);
+    const { outputs } = await this.device.run(`forward@${labels.length}`, { images });
+    this.shardWeight = shardWeight;
+    this.progress = 'forward';
+    return outputs!;
+  }
+
+  /** `split`: the vector-Jacobian product; leaves the gradient in the exchange. */
+  async backward(stream: Messages<Part>): Promise<void> {
+    const step = this.requireState();
+    this.require(step, ['forward'], 'backward');
+    const { labels } = await this.trainShard(step);
+    const length = this.program.outputLengths[`train@${labels.length}`]!;
+    const { run, generation } = this.request;
+    const bytes = await collect(stream, { maxBytes: 4 * length, expect: { run, generation, step } });
+    const feeds = { cotangents: floats(bytes, length, 'cotangents'), shardWeight: this.shardWeight };
+    await this.device.run(`backward@${labels.length}`, feeds, { gradient: this.options.exchange.gradient });
+    this.progress = 'computed';
+  }
+
+  async reduce(step: number, signal: AbortSignal): Promise<ReduceResponse> {
+    this.require(step, ['computed', 'reduced'], 'reduce');
+    const reduced = await this.options.exchange.reduce(step, signal);
+    this.progress = 'reduced';
+    return reduced;
+  }
+
+  /** The first line of a step that changes a weight. */
+  async commit(step: number, learningRate: number): Promise<void> {
+    this.require(step, ['reduced'], 'commit');
+    await this.device.run('apply', { gradient: this.options.exchange.reduced, learningRate });
+    this.train!.release(step);
+    this.step = step + 1;
+    this.progress = 'begun';
+  }
+
+  /** `together`: this replica's part of the test set, summed. */
+  async evaluate(): Promise<ClassifierScore[]> {
+    const { classifiers } = this.program;
+    const sums = classifiers.map(() => ({ samples: 0, top1: 0, top5: 0, lossSum: 0 }));
+    const shards = this.openTest();
+    for await (const shard of shards.rest(0)) {
+      const { scores } = await this.device.run('evaluate', this.padded(shard));
+      sums.forEach((sum, i) => {
+        sum.samples += shard.labels.length;
+        sum.top1 += scores![SCORE_VALUES * i]!;
+        sum.top5 += scores![SCORE_VALUES * i + 1]!;
+        sum.lossSum += scores![SCORE_VALUES * i + 2]!;
+      });
+    }
+    return sums;
+  }
+
+  /** f32[stateLength] */
+  async readState(): Promise<Float32Array> {
+    this.requireState();
+    return (await this.device.run('read', {}))['state']!;
+  }
+
+  async hashState(): Promise<Uint8Array> {
+    const state = await this.readState();
+    return createHash('sha256')
+      .update(new Uint8Array(state.buffer, state.byteOffset, state.byteLength))
+      .digest();
+  }
+
+  /** From here on the worker is at the state's step, whatever it was doing. */
+  async writeState(stream: Messages<Part>): Promise<void> {
+    const { run, generation } = this.request;
+    let step = 0;
+    const observed = (async function* () {
+      for await (const part of stream) {
+        step = part.step;
+        yield part;
+      }
+    })();
+    const length = this.program.stateLength;
+    const bytes = await collect(observed, { maxBytes: 4 * length, expect: { run, generation } });
+    await this.device.run('write', { state: floats(bytes, length, 'state') });
+    this.train?.close();
+    this.train = this.open('SPLIT_TRAIN', step, this.trainPool);
+    this.step = step;
+    this.progress = 'begun';
+  }
+
+  async close(): Promise<void> {
+    this.train?.close();
+    this.test?.close();
+    await Promise.all([this.device.close(), this.trainPool.close(), this.testPool.close()]);
+  }
+
+  private async forwardTest(batch: number): Promise<Float32Array> {
+    const shards = batch === 0 || this.test === null ? this.openTest() : this.test;
+    const { images } = this.padded(await shards.take(batch));
+    const { outputs } = await this.device.run('forwardTest', { images });
+    shards.release(batch);
+    return outputs!;
+  }
+
+  private openTest(): ShardReader {
+    this.test?.close();
+    this.test = this.open('SPLIT_TEST', 0, this.testPool);
+    return this.test;
+  }
+
+  private open(split: 'SPLIT_TRAIN' | 'SPLIT_TEST', firstStep: number, pool: InputPool): ShardReader {
+    const { run, generation, replica, height, width, channels, shardSizes } = this.request;
+    const samples = split === 'SPLIT_TRAIN' ? Math.max(...shardSizes) : this.recipe.evaluation.batch;
+    const maxBytes = samples * (height * width * channels + ENCODED_SLACK_BYTES);
+    const request = { run, generation, split, replica, firstStep };
+    return new ShardReader({
+      run,
+      generation,
+      maxBytes,
+      pool,
+      pull: (signal) => this.options.pullShards(request, signal),
+    });
+  }
+
+  private async trainShard(step: number): Promise<ReadyShard> {
+    const shard = await this.train!.take(step);
+    if (this.request.shardSizes.includes(shard.labels.length)) return shard;
+    const sizes = this.request.shardSizes.join(' or ');
+    throw new BraidError('PROTOCOL', `the shard of step ${step} has ${shard.labels.length} samples, not ${sizes}`);
+  }
+
+  /** An evaluation batch, filled up to the size that the graph takes. */
+  private padded({ images, labels }: ReadyShard): { images: Uint8Array; labels: Int32Array } {
+    const { batch } = this.recipe.evaluation;
+    if (labels.length === batch) return { images, labels };
+    const { height, width, channels } = this.request;
+    const whole = { images: new Uint8Array(batch * height * width * channels), labels: new Int32Array(batch).fill(-1) };
+    whole.images.set(images);
+    whole.labels.set(labels);
+    return whole;
+  }
+
+  private requireState(): number {
+    if (this.step !== null) return this.step;
+    throw new BraidError('PROTOCOL', `worker ${this.request.rank} has no state yet: WriteState comes first`);
+  }
+
+  private require(step: number, allowed: Progress[], what: string): void {
+    const current = this.requireState();
+    if (step !== current || !allowed.includes(this.progress)) {
+      const { rank } = this.request;
+      throw new BraidError(
+        'PROTOCOL',
+        `${what} of step ${step}, but worker ${rank} is at step ${current} (${this.progress})`,
+      );
+    }
+  }
+}
+
+function exchangePlan(request: PrepareRequest, program: Program) {
+  const { run, generation, rank, exchangeAddresses: addresses, groups } = request;
+  const planned = groups.map(({ segment }) => segment).join();
+  const built = program.segments.map(({ name }) => name).join();
+  if (planned !== built) {
+    throw new BraidError('PROTOCOL', `the plan sums the segments ${planned}, the program has ${built}`);
+  }
+  const segments = program.segments.map((segment, i) => ({ ...segment, ranks: groups[i]!.ranks }));
+  return { run, generation, rank, addresses, gradientLength: program.gradientLength, segments };
+}
+
+function floats(bytes: Uint8Array, length: number, what: string): Float32Array {
+  if (bytes.length === 4 * length) return new Float32Array(bytes.buffer, bytes.byteOffset, length);
+  throw new BraidError('PROTOCOL', `${what} of ${bytes.length} bytes, the program takes ${4 * length}`);
+}
