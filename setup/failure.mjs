@@ -42,13 +42,14 @@ export function failureFrom(what, output, killer = null) {
   );
 }
 
-const SHOWN_LINES = 12;
+const SHOWN_LINES = 6;
+const SHOWN_COLUMNS = 160; // pip's complaints about a network run to 300
 
 /** What a person sees of a failure. @param {SetupFailure} failure @returns {string} lines */
 export function explain({ message, remedy, output }) {
   // Stack frames say nothing about the machine.
   const lines = output.split('\n').filter((line) => line.trim() !== '' && !/^\s+at /.test(line));
-  const shown = lines.slice(-SHOWN_LINES).map((line) => `  | ${line}\n`);
+  const shown = lines.slice(-SHOWN_LINES).map((line) => `  | ${line.slice(0, SHOWN_COLUMNS)}\n`);
   if (shown.length > 0) shown.push('  (all of it: .braid/setup.log)\n');
   return `${shown.join('')}braid: ${message}\n  Remedy: ${remedy}\n`;
 }

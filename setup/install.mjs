@@ -116,8 +116,10 @@ async function bringIntoStep({ root, env, machine, print, now, signal }) {
   placeAddon(root, folder);
   const result = join(folder, 'smoke.json');
   if (!existsSync(result)) await onStep('try it out', () => smokeTest(workshop, result));
-  writeReady(root, env, tensorflow, JSON.parse(readFileSync(result, 'utf8')).tensorflow);
+  const found = JSON.parse(readFileSync(result, 'utf8'));
+  writeReady(root, env, tensorflow, found.tensorflow);
   prune(root, pins);
+  if (announced && build === 'gpu' && !found.gpu) print('  TensorFlow reaches no GPU: `npx braid doctor` says more\n');
   if (announced) print('braid: ready\n');
 }
 

@@ -24,6 +24,16 @@ export async function main(argv) {
     if (child.connected) child.send({ signal }, () => {});
   };
   for (const signal of FORWARDED) process.on(signal, forward);
+  if (process.env.npm_lifecycle_event !== undefined) {
+    // Killed with -9, the npm of `npm start` cannot pass it on: this process finds itself adopted by another.
+    const parent = process.ppid;
+    const watch = setInterval(() => {
+      if (process.ppid === parent) return;
+      clearInterval(watch);
+      forward('SIGHUP');
+    }, PARENT_CHECK_MS);
+    watch.unref();
+  }
   child.on('error', (error) => {
     console.error(`braid: ${error.message}\n  Remedy: remove node_modules and run the same command again.`);
     process.exitCode = 1;
@@ -34,5 +44,7 @@ export async function main(argv) {
     else process.kill(process.pid, signal); // whoever waits for this process sees how the child ended
   });
 }
+
+const PARENT_CHECK_MS = 500; // unnoticed work after a kill -9 stays short; costs one system call
 
 const FORWARDED = /** @type {const} */ (['SIGINT', 'SIGTERM', 'SIGHUP']);

@@ -48,7 +48,17 @@ export async function installPackages(workshop) {
   const flags = ['--ignore-scripts', '--no-audit', '--no-fund', '--no-update-notifier', '--prefer-offline'];
   // Whatever NODE_ENV or the user's npm settings leave out: the tests need the one, the runtime is the other.
   const kinds = ['--include=dev', '--include=optional'];
-  await runLogged(workshop, 'Installing the npm packages', ['npm', 'ci', ...flags, ...kinds, '--loglevel=error']);
+  // npm's own waits between tries add up to more than a minute before it says that there is no network.
+  const tries = ['--fetch-retries=3', '--fetch-retry-mintimeout=1000', '--fetch-retry-maxtimeout=5000'];
+  const command = /** @type {[string, ...string[]]} */ ([
+    'npm',
+    'ci',
+    ...flags,
+    ...kinds,
+    ...tries,
+    '--loglevel=error',
+  ]);
+  await runLogged(workshop, 'Installing the npm packages', command);
   if (!packagesInStep(workshop.root)) {
     throw new SetupFailure(
       'npm ended well, but node_modules is not what package-lock.json says.',
