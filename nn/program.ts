@@ -39,6 +39,8 @@ export interface Program {
   gradientLength: number;
   /** Parts of the flat gradient that are summed over different workers, in order; together they are all of it. */
   segments: { name: 'all' | 'trunk' | 'branch' | 'method'; offset: number; length: number }[];
+  /** Names of the variables, in the order in which the flat gradient has them. */
+  gradientOrder: string[];
   losses: string[];
   classifiers: string[];
   /** f32 elements of `outputs`, for each of a branch's forward phases. */
@@ -102,6 +104,7 @@ class ProgramBuilder {
       stateLength: stateLength(this.store.specs),
       gradientLength: segments.reduce((sum, { length }) => sum + length, 0),
       segments,
+      gradientOrder: segments.flatMap(({ name }) => this.segmentVariables(name).map((v) => v.name)),
       losses: this.losses,
       classifiers: this.classifiers,
       outputLengths: this.outputLengths,
@@ -288,12 +291,18 @@ class ProgramBuilder {
   }
 
   private flatGradient(b: Builder, gradients: Tensor[], shardWeight: Tensor): Tensor {
+    const { role, recipe } = this.options;
     const trainable = this.store.specs.filter((v) => v.trainable);
     const byName = new Map([...trainable.map((v, i) => [v.name, gradients[i]!] as const), ...b.statistics]);
-    const parts = this.segments().map(({ name }) =>
-      this.segmentVariables(name).map((v) => tf.reshape(byName.get(v.name)!, [v.size])),
-    );
-    return tf.mul(tf.concat(parts.flat()), shardWeight);
+    // In `split` every branch's worker brings the same statistics of a shared trunk, and they are summed.
+    const sharers = role.kind === 'branch' ? branchesOf(recipe).length : 1;
+    const part = (v: VariableSpec): Tensor => {
+      const flat = tf.reshape(byName.get(v.name)!, [v.size]);
+      const shared = !v.trainable && v.segment === 'trunk' && sharers > 1;
+      return shared ? tf.mul(flat, tf.scalar(1 / sharers)) : flat;
+    };
+    const parts = this.segments().flatMap(({ name }) => this.segmentVariables(name).map(part));
+    return tf.mul(tf.concat(parts), shardWeight);
   }
 
   /** A segment's variables in gradient order: trainable ones, then running statistics. */

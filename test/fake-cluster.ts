@@ -416,6 +416,7 @@ class FakeMethodDevice implements MethodDevice {
       segments: [{ name: 'method' as const, offset: 0, length: 2 }],
       losses: ['ce.0', 'total'],
       classifiers: [...names, 'ensemble', 'fused'],
+      gradientOrder: [],
       outputLengths: {},
     };
   }

@@ -1,0 +1,256 @@
+/** `braid train` as users run it: real processes, real TensorFlow, from data to results, and every way of ending. */
+import { existsSync, readdirSync, readFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import test from 'ava';
+import {
+  type Folder,
+  readTensors,
+  TrainProcess,
+  temporaryFolder,
+  trainProcess,
+  writePatterns,
+  writeRecipe,
+} from './training.ts';
+
+const TRAIN = 250; // 4 batches of 64, the last of 58
+const TEST = 90;
+
+interface Changes {
+  method?: object;
+  branches?: object[];
+  training?: object;
+  cluster?: object;
+  checkpoint?: object;
+  [key: string]: unknown;
+}
+
+function recipeIn(folder: Folder, { training, cluster, ...changes }: Changes = {}): string {
+  return writeRecipe(folder, {
+    name: 'patterns',
+    data: {
+      format: 'idx',
+      path: writePatterns(folder, TRAIN, TEST),
+      classes: 4,
+      mean: [100],
+      std: [70],
+      augment: { pad: 1, flip: false },
+    },
+    branches: [{ depth: 8, width: 4, count: 2 }],
+    method: { name: 'ffl', rampUp: { kind: 'constant', value: 0.5 } },
+    training: { epochs: 2, batch: 64, milestones: [1], ...training },
+    evaluation: { batch: 32 },
+    cluster: { replicas: 2, threads: 1, ...cluster },
+    metrics: { logEverySteps: 1 },
+    ...changes,
+  });
+}
+
+const runsOf = (folder: Folder) => ['--runs', join(folder.path, 'runs')];
+const checkpointOf = (run: string, step: number) => join(run, 'checkpoints', `step-${String(step).padStart(8, '0')}`);
+const everything = (folder: string) =>
+  ['model', 'optimizer'].map((file) => readTensors(join(folder, `${file}.safetensors`)));
+const sockets = () => readdirSync(tmpdir()).filter((name) => /^braid-(worker-)?\w{6}$/.test(name));
+
+function alive(pid: number): boolean {
+  try {
+    process.kill(pid, 0);
+    // A zombie has ended: only its parent has not looked yet.
+    return !/^State:\s+Z/m.test(readFileSync(`/proc/${pid}/status`, 'utf8'));
+  } catch {
+    return false;
+  }
+}
+
+async function allGone(pids: number[]): Promise<void> {
+  while (pids.some(alive)) await new Promise((resolve) => setTimeout(resolve, 50));
+}
+
+test.serial(
+  'a run learns, and leaves a summary, a journal, its recipe and a checkpoint, and nothing else',
+  async (t) => {
+    await using folder = temporaryFolder();
+    const before = sockets();
+    const { code, output, run } = await trainProcess([
+      recipeIn(folder, { training: { epochs: 6 } }),
+      ...runsOf(folder),
+    ]);
+    t.is(code, 0, output);
+    const summary = JSON.parse(readFileSync(join(run, 'summary.json'), 'utf8'));
+    const classifiers = summary.results.map(({ classifier }: { classifier: string }) => classifier);
+    t.deepEqual(classifiers, ['branch.0', 'branch.1', 'branches', 'ensemble', 'fused']);
+    t.true(summary.results.at(-1).top1Accuracy > 0.8, output); // four patterns: chance is 0.25
+    t.is(summary.steps, 24);
+    const lines = readFileSync(join(run, 'metrics.jsonl'), 'utf8')
+      .trim()
+      .split('\n')
+      .map((line) => JSON.parse(line));
+    t.is(lines.filter(({ kind }) => kind === 'step').length, 24);
+    t.is(lines.filter(({ kind }) => kind === 'epoch').length, 6);
+    t.true(existsSync(join(run, 'recipe.yaml')));
+    t.deepEqual(readdirSync(join(run, 'checkpoints')), ['step-00000024']);
+    t.regex(output, /fused classifier/);
+    t.deepEqual(sockets(), before);
+  },
+);
+
+for (const cluster of [
+  { placement: 'together', replicas: 2 },
+  { placement: 'split', replicas: 2 },
+]) {
+  test.serial(
+    `${cluster.placement}: stopped and resumed in mid-epoch, a run ends bit for bit as it would have`,
+    async (t) => {
+      await using folder = temporaryFolder();
+      const recipe = recipeIn(folder, { cluster });
+      const whole = await trainProcess([recipe, '--runs', join(folder.path, 'whole')]);
+      t.is(whole.code, 0, whole.output);
+      const first = await trainProcess([recipe, ...runsOf(folder), '--set', 'training.maxSteps=3']);
+      t.is(first.code, 0, first.output);
+      const second = await trainProcess([recipe, ...runsOf(folder), '--resume']);
+      t.is(second.code, 0, second.output);
+      t.deepEqual(everything(checkpointOf(second.run, 8)), everything(checkpointOf(whole.run, 8)));
+    },
+  );
+}
+
+test.serial('both placements train the same networks', async (t) => {
+  await using folder = temporaryFolder();
+  const results = [];
+  for (const placement of ['together', 'split']) {
+    const recipe = recipeIn(folder, { cluster: { placement, replicas: 1 }, training: { maxSteps: 2 } });
+    const { code, output, run } = await trainProcess([recipe, '--runs', join(folder.path, placement)]);
+    t.is(code, 0, output);
+    results.push(readTensors(join(checkpointOf(run, 2), 'model.safetensors')));
+  }
+  const [together, split] = results as [ReturnType<typeof readTensors>, ReturnType<typeof readTensors>];
+  t.deepEqual([...split.keys()].sort(), [...together.keys()].sort());
+  for (const [name, { data }] of together) {
+    const other = split.get(name)!.data;
+    const difference = Math.hypot(...data.map((x, i) => x - other[i]!));
+    t.true(difference <= 1e-2 * Math.hypot(...data) + 1e-4, `${name}: ${difference}`);
+  }
+});
+
+test.serial('Ctrl-C finishes the step, writes a checkpoint, and leaves no process and no socket', async (t) => {
+  await using folder = temporaryFolder();
+  const before = sockets();
+  const training = new TrainProcess([recipeIn(folder, { training: { epochs: 5000 } }), ...runsOf(folder)]);
+  await training.printed(/step \d+\/\d+/);
+  training.child.kill('SIGINT');
+  const { code, output, run } = await training.ended();
+  t.is(code, 130, output);
+  t.regex(output, /stopped after step \d+ of 20000; the checkpoint is /);
+  t.is(readdirSync(join(run, 'checkpoints')).length, 1);
+  await allGone(training.workers);
+  t.deepEqual(sockets(), before);
+});
+
+test.serial('kill -9 of the parent leaves no worker and no socket', async (t) => {
+  await using folder = temporaryFolder();
+  const before = sockets();
+  const training = new TrainProcess([recipeIn(folder, { training: { epochs: 5000 } }), ...runsOf(folder)]);
+  await training.printed(/step \d+\/\d+/);
+  training.child.kill('SIGKILL');
+  await training.ended();
+  t.is(training.workers.length, 2);
+  await allGone(training.workers);
+  t.deepEqual(sockets(), before);
+});
+
+test.serial('a killed worker is named, and the run ends with nothing left behind', async (t) => {
+  await using folder = temporaryFolder();
+  const before = sockets();
+  const training = new TrainProcess([recipeIn(folder, { training: { epochs: 5000 } }), ...runsOf(folder)]);
+  await training.printed(/step \d+\/\d+/);
+  process.kill(training.workers[1]!, 'SIGKILL');
+  const { code, output } = await training.ended();
+  t.is(code, 1);
+  t.regex(output, new RegExp(`worker 1 \\(.*pid ${training.workers[1]}\\)`));
+  await allGone(training.workers);
+  // Its own sockets are what a killed worker cannot remove.
+  t.true(sockets().length <= before.length + 1);
+});
+
+test.serial('coordinator and workers started by hand train over TCP', async (t) => {
+  await using folder = temporaryFolder();
+  const argv = [recipeIn(folder), ...runsOf(folder), '--listen', '127.0.0.1:0'];
+  const coordinator = new TrainProcess(argv, 'coordinator');
+  await coordinator.printed(/coordinator on \S+,/);
+  const address = /coordinator on (\S+),/.exec(coordinator.output)![1]!;
+  const workers = [0, 1].map(() => new TrainProcess(['--coordinator', address, '--threads', '1'], 'worker'));
+  const { code, output } = await coordinator.ended();
+  t.is(code, 0, output);
+  for (const worker of workers) t.is((await worker.ended()).code, 0, worker.output);
+});
+
+const refused: Record<string, { set?: string[]; changes?: Changes; message: RegExp }> = {
+  'an unknown key': { set: ['training.epoch=3'], message: /training\.epoch: unknown key, did you mean epochs\?/ },
+  'a batch that the replicas cannot share': {
+    set: ['training.batch=63'],
+    message: /63 is not divisible by 2 replicas/,
+  },
+  'a last batch smaller than the replicas': {
+    set: ['training.batch=6', 'cluster.replicas=6'],
+    message: /250|last batch/,
+  },
+  'no data': { set: ['data.path=/nowhere'], message: /\/nowhere/ },
+  'labels beyond the classes': { set: ['data.classes=3'], message: /label 3/ },
+  'statistics of another number of channels': {
+    set: ['data.mean=[1,2,3]', 'data.std=[1,2,3]'],
+    message: /channel|mean/,
+  },
+  'ffl with one branch': { set: ['branches.0.count=1'], message: /at least 2 branches/ },
+  'a trunk shared by different networks': {
+    changes: {
+      branches: [
+        { depth: 8, width: 4 },
+        { depth: 8, width: 8 },
+      ],
+    },
+    message: /cannot share a trunk/,
+  },
+  'first weights that are not there': {
+    set: ['training.initialWeights=/nowhere.safetensors'],
+    message: /nowhere\.safetensors/,
+  },
+};
+
+for (const [what, { set = [], changes = {}, message }] of Object.entries(refused)) {
+  test.serial(`${what} is refused before anything is started`, async (t) => {
+    await using folder = temporaryFolder();
+    const argv = [recipeIn(folder, changes), ...runsOf(folder), ...set.flatMap((s) => ['--set', s])];
+    const { code, output } = await trainProcess(argv);
+    t.is(code, 1, output);
+    t.regex(output, message);
+    t.false(existsSync(join(folder.path, 'runs')), output);
+    t.notRegex(output, /joined/);
+  });
+}
+
+test.serial('a checkpoint of another network is refused, naming the difference', async (t) => {
+  await using folder = temporaryFolder();
+  const first = await trainProcess([recipeIn(folder, { training: { maxSteps: 1 } }), ...runsOf(folder)]);
+  t.is(first.code, 0, first.output);
+  const { code, output } = await trainProcess([
+    recipeIn(folder, { branches: [{ depth: 8, width: 8, count: 2 }] }),
+    ...runsOf(folder),
+    '--resume',
+  ]);
+  t.is(code, 1);
+  t.regex(output, /width|network/);
+  t.notRegex(output, /joined/);
+});
+
+test.serial('a metrics port that is taken is refused by its number', async (t) => {
+  await using folder = temporaryFolder();
+  const { createServer } = await import('node:http');
+  const server = createServer().listen(0, '127.0.0.1');
+  await new Promise((resolve) => server.once('listening', resolve));
+  const { port } = server.address() as { port: number };
+  const { code, output } = await trainProcess([recipeIn(folder), ...runsOf(folder), '--set', `metrics.port=${port}`]);
+  server.close();
+  t.is(code, 1);
+  t.regex(output, new RegExp(String(port)));
+  t.notRegex(output, /joined/);
+});
