@@ -45,6 +45,7 @@ export interface Cluster extends Rounds {
 /** Two replicas of one thread each, on half of every batch. */
 export async function benchTogether(cluster: Cluster): Promise<Comparison[]> {
   const { python, folder, steps } = cluster;
+  cluster.say('cluster together: warming up');
   const starts = [() => braidStep({ threads: 2 }), () => torchDdp(python, dataIn(folder))];
   return await withSteppers(starts, async (one, ddp) => {
     const contenders: Contenders = {
@@ -64,6 +65,7 @@ export async function benchTogether(cluster: Cluster): Promise<Comparison[]> {
 
 /** Two unshared networks, each on a worker of one thread; the coordinator fuses them. */
 export async function benchSplit(cluster: Cluster): Promise<Comparison[]> {
+  cluster.say('cluster split: warming up');
   return await withSteppers([() => braidStep({ threads: 2, unshared: true })], async (one) => {
     const contenders: Contenders = {
       'two workers': (round) => train(cluster, `split-${round}`, SPLIT),

@@ -1,6 +1,5 @@
 /** `braid train` as users run it: real processes, real TensorFlow, from data to results, and every way of ending. */
-import { existsSync, readdirSync, readFileSync } from 'node:fs';
-import { tmpdir } from 'node:os';
+import { existsSync, mkdirSync, readdirSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import test from 'ava';
 import {
@@ -50,7 +49,12 @@ const runsOf = (folder: Folder) => ['--runs', join(folder.path, 'runs')];
 const checkpointOf = (run: string, step: number) => join(run, 'checkpoints', `step-${String(step).padStart(8, '0')}`);
 const everything = (folder: string) =>
   ['model', 'optimizer'].map((file) => readTensors(join(folder, `${file}.safetensors`)));
-const sockets = () => readdirSync(tmpdir()).filter((name) => /^braid-(worker-)?\w{6}$/.test(name));
+/** A run's own temporary files: none may be left. */
+function temporaryOf(folder: Folder) {
+  const temporary = join(folder.path, 'tmp');
+  mkdirSync(temporary);
+  return { temporary, left: () => readdirSync(temporary) };
+}
 
 function alive(pid: number): boolean {
   try {
@@ -70,11 +74,11 @@ test.serial(
   'a run learns, and leaves a summary, a journal, its recipe and a checkpoint, and nothing else',
   async (t) => {
     await using folder = temporaryFolder();
-    const before = sockets();
-    const { code, output, run } = await trainProcess([
-      recipeIn(folder, { training: { epochs: 6 } }),
-      ...runsOf(folder),
-    ]);
+    const { temporary, left } = temporaryOf(folder);
+    const { code, output, run } = await trainProcess(
+      [recipeIn(folder, { training: { epochs: 6 } }), ...runsOf(folder)],
+      { temporary },
+    );
     t.is(code, 0, output);
     const summary = JSON.parse(readFileSync(join(run, 'summary.json'), 'utf8'));
     const classifiers = summary.results.map(({ classifier }: { classifier: string }) => classifier);
@@ -90,7 +94,7 @@ test.serial(
     t.true(existsSync(join(run, 'recipe.yaml')));
     t.deepEqual(readdirSync(join(run, 'checkpoints')), ['step-00000024']);
     t.regex(output, /fused classifier/);
-    t.deepEqual(sockets(), before);
+    t.deepEqual(left(), []);
   },
 );
 
@@ -134,8 +138,10 @@ test.serial('both placements train the same networks', async (t) => {
 
 test.serial('Ctrl-C finishes the step, writes a checkpoint, and leaves no process and no socket', async (t) => {
   await using folder = temporaryFolder();
-  const before = sockets();
-  const training = new TrainProcess([recipeIn(folder, { training: { epochs: 5000 } }), ...runsOf(folder)]);
+  const { temporary, left } = temporaryOf(folder);
+  const training = new TrainProcess([recipeIn(folder, { training: { epochs: 5000 } }), ...runsOf(folder)], {
+    temporary,
+  });
   await training.printed(/step \d+\/\d+/);
   training.child.kill('SIGINT');
   const { code, output, run } = await training.ended();
@@ -143,25 +149,29 @@ test.serial('Ctrl-C finishes the step, writes a checkpoint, and leaves no proces
   t.regex(output, /stopped after step \d+ of 20000; the checkpoint is /);
   t.is(readdirSync(join(run, 'checkpoints')).length, 1);
   await allGone(training.workers);
-  t.deepEqual(sockets(), before);
+  t.deepEqual(left(), []);
 });
 
 test.serial('kill -9 of the parent leaves no worker and no socket', async (t) => {
   await using folder = temporaryFolder();
-  const before = sockets();
-  const training = new TrainProcess([recipeIn(folder, { training: { epochs: 5000 } }), ...runsOf(folder)]);
+  const { temporary, left } = temporaryOf(folder);
+  const training = new TrainProcess([recipeIn(folder, { training: { epochs: 5000 } }), ...runsOf(folder)], {
+    temporary,
+  });
   await training.printed(/step \d+\/\d+/);
   training.child.kill('SIGKILL');
   await training.ended();
   t.is(training.workers.length, 2);
   await allGone(training.workers);
-  t.deepEqual(sockets(), before);
+  t.deepEqual(left(), []);
 });
 
 test.serial('a killed worker is named, and the run ends with nothing left behind', async (t) => {
   await using folder = temporaryFolder();
-  const before = sockets();
-  const training = new TrainProcess([recipeIn(folder, { training: { epochs: 5000 } }), ...runsOf(folder)]);
+  const { temporary, left } = temporaryOf(folder);
+  const training = new TrainProcess([recipeIn(folder, { training: { epochs: 5000 } }), ...runsOf(folder)], {
+    temporary,
+  });
   await training.printed(/step \d+\/\d+/);
   process.kill(training.workers[1]!, 'SIGKILL');
   const { code, output } = await training.ended();
@@ -169,16 +179,18 @@ test.serial('a killed worker is named, and the run ends with nothing left behind
   t.regex(output, new RegExp(`worker 1 \\(.*pid ${training.workers[1]}\\)`));
   await allGone(training.workers);
   // Its own sockets are what a killed worker cannot remove.
-  t.true(sockets().length <= before.length + 1);
+  t.true(left().length <= 1, left().join());
 });
 
 test.serial('coordinator and workers started by hand train over TCP', async (t) => {
   await using folder = temporaryFolder();
   const argv = [recipeIn(folder), ...runsOf(folder), '--listen', '127.0.0.1:0'];
-  const coordinator = new TrainProcess(argv, 'coordinator');
+  const coordinator = new TrainProcess(argv, { command: 'coordinator' });
   await coordinator.printed(/coordinator on \S+,/);
   const address = /coordinator on (\S+),/.exec(coordinator.output)![1]!;
-  const workers = [0, 1].map(() => new TrainProcess(['--coordinator', address, '--threads', '1'], 'worker'));
+  const workers = [0, 1].map(
+    () => new TrainProcess(['--coordinator', address, '--threads', '1'], { command: 'worker' }),
+  );
   const { code, output } = await coordinator.ended();
   t.is(code, 0, output);
   for (const worker of workers) t.is((await worker.ended()).code, 0, worker.output);

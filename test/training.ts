@@ -91,9 +91,11 @@ export class TrainProcess {
   private readonly argv: string[];
   private readonly exit: Promise<unknown[]>;
 
-  constructor(argv: string[], command = 'train') {
+  /** @param temporary where its sockets and other temporary files go; default: where everybody's go */
+  constructor(argv: string[], { command = 'train', temporary = tmpdir() } = {}) {
     this.argv = argv;
-    this.child = spawn(process.execPath, [MAIN, command, ...argv], { stdio: ['ignore', 'pipe', 'pipe'] });
+    const env = { ...process.env, TMPDIR: temporary };
+    this.child = spawn(process.execPath, [MAIN, command, ...argv], { stdio: ['ignore', 'pipe', 'pipe'], env });
     for (const stream of [this.child.stdout!, this.child.stderr!]) {
       stream.setEncoding('utf8').on('data', (text: string) => {
         this.output += text;
@@ -129,8 +131,8 @@ export class TrainProcess {
   }
 }
 
-export function trainProcess(argv: string[]): Promise<Training> {
-  return new TrainProcess(argv).ended();
+export function trainProcess(argv: string[], options: { temporary?: string } = {}): Promise<Training> {
+  return new TrainProcess(argv, options).ended();
 }
 
 export function readTensors(file: string): TensorMap {
