@@ -61,7 +61,11 @@ function all(length: number, ranks: number): Segment[] {
 
 /** Values whose sum depends on the order of additions. */
 function gradientOf(rank: number, length: number): Float32Array {
-  return Float32Array.from({ length }, (_, i) => Math.sin(i * 7.13 + rank) * 10 ** (((i + rank * 3) % 9) - 4));
+  const scales = [1e-4, 1e4, 1, 1e-2, 1e3, 1e-3, 1e2];
+  const gradient = new Float32Array(length);
+  for (let i = 0; i < length; i++)
+    gradient[i] = (((i * 7919 + rank * 104729) % 2003) / 1001.3 - 1) * scales[(i + rank * 3) % 7]!;
+  return gradient;
 }
 
 function sumInRankOrder(gradients: Float32Array[]): Float32Array {

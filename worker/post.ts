@@ -4,7 +4,6 @@
  * A step goes compute (or forward, backward) -> reduce -> commit. Until its commit nothing has changed, and it may begin
  * again; calls out of that order are refused before any work.
  */
-import { createHash } from 'node:crypto';
 import { BraidError } from '../core/errors.ts';
 import { checkRecipe, type Recipe } from '../core/recipe.ts';
 import type { Device, DeviceOptions, Program, Role } from '../nn/device.ts';
@@ -52,6 +51,8 @@ export class Post {
   /** The step that is next to be committed; null exactly before the first state has been written. */
   private step: number | null = null;
   private progress: Progress = 'begun';
+  /** The evaluation batch that `test` has next. */
+  private batch = 0;
   /** Of the step under way, between forward and backward. */
   private shardWeight = 0;
 
@@ -95,6 +96,7 @@ export class Post {
     const ready = this.options.now();
     const { images, labels } = shard;
     const feeds = { images, labels, distillWeight, shardWeight };
+    this.progress = 'begun'; // the gradient of an earlier attempt is being overwritten
     const { losses } = await this.device.run(`compute@${labels.length}`, feeds, {
       gradient: this.options.exchange.gradient,
     });
@@ -108,6 +110,7 @@ export class Post {
     if (split === 'SPLIT_TEST') return this.forwardTest(step);
     this.require(step, ['begun', 'forward', 'computed', 'reduced'], 'forward');
     const { images, labels } = await this.trainShard(step);
+    this.progress = 'begun'; // and so is what an earlier attempt left for backward
     const { outputs } = await this.device.run(`forward@${labels.length}`, { images });
     this.shardWeight = shardWeight;
     this.progress = 'forward';
@@ -137,6 +140,7 @@ export class Post {
   /** The first line of a step that changes a weight. */
   async commit(step: number, learningRate: number): Promise<void> {
     this.require(step, ['reduced'], 'commit');
+    this.step = null; // an apply that fails may have changed some weights: only a new state helps then
     await this.device.run('apply', { gradient: this.options.exchange.reduced, learningRate });
     this.train!.release(step);
     this.step = step + 1;
@@ -147,7 +151,7 @@ export class Post {
   async evaluate(): Promise<ClassifierScore[]> {
     const { classifiers } = this.program;
     const sums = classifiers.map(() => ({ samples: 0, top1: 0, top5: 0, lossSum: 0 }));
-    const shards = this.openTest();
+    const shards = this.openTest(0);
     for await (const shard of shards.rest(0)) {
       const { scores } = await this.device.run('evaluate', this.padded(shard));
       sums.forEach((sum, i) => {
@@ -167,10 +171,8 @@ export class Post {
   }
 
   async hashState(): Promise<Uint8Array> {
-    const state = await this.readState();
-    return createHash('sha256')
-      .update(new Uint8Array(state.buffer, state.byteOffset, state.byteLength))
-      .digest();
+    // In a thread of Node's: hundreds of megabytes would keep this one from serving.
+    return new Uint8Array(await crypto.subtle.digest('SHA-256', (await this.readState()) as Float32Array<ArrayBuffer>));
   }
 
   /** From here on the worker is at the state's step, whatever it was doing. */
@@ -185,7 +187,9 @@ export class Post {
     })();
     const length = this.program.stateLength;
     const bytes = await collect(observed, { maxBytes: 4 * length, expect: { run, generation } });
-    await this.device.run('write', { state: floats(bytes, length, 'state') });
+    const state = floats(bytes, length, 'state');
+    this.step = null;
+    await this.device.run('write', { state });
     this.train?.close();
     this.train = this.open('SPLIT_TRAIN', step, this.trainPool);
     this.step = step;
@@ -199,16 +203,18 @@ export class Post {
   }
 
   private async forwardTest(batch: number): Promise<Float32Array> {
-    const shards = batch === 0 || this.test === null ? this.openTest() : this.test;
+    const shards = this.test === null || batch !== this.batch ? this.openTest(batch) : this.test;
     const { images } = this.padded(await shards.take(batch));
     const { outputs } = await this.device.run('forwardTest', { images });
     shards.release(batch);
+    this.batch = batch + 1;
     return outputs!;
   }
 
-  private openTest(): ShardReader {
+  private openTest(batch: number): ShardReader {
     this.test?.close();
-    this.test = this.open('SPLIT_TEST', 0, this.testPool);
+    this.test = this.open('SPLIT_TEST', batch, this.testPool);
+    this.batch = batch;
     return this.test;
   }
 
@@ -220,6 +226,8 @@ export class Post {
     return new ShardReader({
       run,
       generation,
+      firstStep,
+      image: { height, width, channels },
       maxBytes,
       pool,
       pull: (signal) => this.options.pullShards(request, signal),

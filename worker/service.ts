@@ -30,7 +30,9 @@ export class Service implements WorkerService {
       );
     }
     if (this.post !== null && request.generation <= this.post.request.generation) throw this.stale(request, this.post);
-    await this.post?.close();
+    const before = this.post;
+    this.post = null;
+    await before?.close();
     this.post = await this.options.openPost(request, signal);
     const { variables, stateLength, gradientLength, losses, classifiers, outputLengths } = this.post.program;
     const phases = [...request.shardSizes.map((n) => `train@${n}`), 'test'];
@@ -83,7 +85,9 @@ export class Service implements WorkerService {
     return { scores: await this.at(request).evaluate() };
   }
 
-  async stop() {
+  async stop({ run }: StepRequest) {
+    const mine = this.options.joined()?.run;
+    if (run !== mine) throw new BraidError('VERSION_MISMATCH', `Stop is for run ${run}, this worker is in ${mine}`);
     this.options.onStop();
     return {};
   }

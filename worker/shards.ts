@@ -1,6 +1,7 @@
 /** A replica's shards, read ahead of need: pulled from the coordinator, decoded by the input pool, handed out by step. */
 import { asBraidError, BraidError } from '../core/errors.ts';
-import { decodeShard } from '../input/shard.ts';
+import type { ImageShape } from '../input/dataset.ts';
+import { decodeShard, type EncodedShard } from '../input/shard.ts';
 import type { Messages, Part } from '../proto/messages.ts';
 import { payloads } from '../proto/parts.ts';
 import type { InputPool, ReadyShard } from './input/pool.ts';
@@ -8,6 +9,9 @@ import type { InputPool, ReadyShard } from './input/pool.ts';
 export interface ShardSource {
   run: string;
   generation: number;
+  firstStep: number;
+  /** What every image must be. */
+  image: ImageShape;
   /** The largest shard on the wire that is accepted. */
   maxBytes: number;
   pool: InputPool;
@@ -22,22 +26,30 @@ export class ShardReader {
   /** By step: ready, and not released yet. */
   private readonly ready = new Map<number, ReadyShard>();
   private readonly waiting = new Map<number, PromiseWithResolvers<ReadyShard>>();
+  /** The step of the shard that the stream has next. */
+  private next: number;
   /** Why no more shards come: the stream's failure, or its end. */
   private ended: BraidError | null = null;
 
   constructor(source: ShardSource) {
     this.source = source;
+    this.next = source.firstStep;
     void this.read();
   }
 
   /**
-   * The shard of a step, which must not be before one that has been released. The same again until then.
+   * The shard of a step; the same again until it is released, and none from then on.
    * @throws BraidError why there is none: a sample that cannot be decoded, the coordinator gone, the reader closed
    */
   take(step: number): Promise<ReadyShard> {
     const shard = this.ready.get(step);
     if (shard !== undefined) return Promise.resolve(shard);
     if (this.ended !== null) return Promise.reject(this.ended);
+    if (step < this.next) {
+      return Promise.reject(
+        new BraidError('PROTOCOL', `the shard of step ${step} is asked for, the next is ${this.next}`),
+      );
+    }
     const wanted = this.waiting.get(step) ?? Promise.withResolvers<ReadyShard>();
     this.waiting.set(step, wanted);
     return wanted.promise;
@@ -73,7 +85,10 @@ export class ShardReader {
     const { run, generation, maxBytes, pool, pull } = this.source;
     try {
       for await (const { bytes } of payloads(pull(this.over.signal), { maxBytes, expect: { run, generation } })) {
-        const shard = await pool.prepare(decodeShard(bytes));
+        const encoded = decodeShard(bytes);
+        this.check(encoded);
+        const shard = await pool.prepare(encoded);
+        this.next++;
         if (this.ended !== null) return shard.release();
         this.ready.set(shard.step, shard);
         this.waiting.get(shard.step)?.resolve(shard);
@@ -82,6 +97,15 @@ export class ShardReader {
       this.end(END);
     } catch (thrown) {
       this.end(asBraidError(thrown));
+    }
+  }
+
+  private check({ step, image }: EncodedShard): void {
+    const wanted = this.source.image;
+    const shape = ({ height, width, channels }: ImageShape) => `${height}x${width}x${channels}`;
+    if (step !== this.next) throw new BraidError('PROTOCOL', `the shard of step ${step} came, ${this.next} was next`);
+    if (shape(image) !== shape(wanted)) {
+      throw new BraidError('PROTOCOL', `the shard of step ${step} has images of ${shape(image)}, not ${shape(wanted)}`);
     }
   }
 
