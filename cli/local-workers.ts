@@ -36,7 +36,8 @@ export class LocalWorkers {
     for (let i = 0; i < this.count; i++) {
       const file = join(logs, `worker-${i}.log`);
       const log = openSync(file, 'a');
-      // The ipc channel tells a worker when this process is gone, however it went.
+      // The ipc channel tells a worker when this process is gone, however it went. Its temporary files go into the folder
+      // that is removed in the end, so that a worker that is killed leaves none either.
       const child = spawn(
         process.execPath,
         [
@@ -49,7 +50,11 @@ export class LocalWorkers {
           '--folder',
           this.folder,
         ],
-        { stdio: ['ignore', log, log, 'ipc'], detached: true, env: { ...process.env, ...gpuOf(i) } },
+        {
+          stdio: ['ignore', log, log, 'ipc'],
+          detached: true,
+          env: { ...process.env, TMPDIR: this.folder, ...gpuOf(i) },
+        },
       );
       closeSync(log);
       child.once('exit', (code, signal) => this.onExit(i, file, signal ?? `code ${code}`));
