@@ -1,7 +1,9 @@
 /** braid config: a recipe with every value resolved, and where each came from. */
 import { isDeepStrictEqual } from 'node:util';
-import { checkRecipe, formatRecipe, readRecipe } from '../core/recipe.ts';
+import { formatRecipe, readRecipe } from '../core/recipe.ts';
 import { parse, recipeOf, SET } from './options.ts';
+
+const VALUE_COLUMNS = 48; // most values fit; longer ones push their origin to the right
 
 const USAGE = 'braid config <recipe.yaml> [--set path=value ...]';
 
@@ -9,8 +11,7 @@ export async function config(argv: string[]): Promise<number> {
   const { values, positionals } = parse('config', argv, SET, USAGE);
   const resolved = recipeOf('config', positionals, values.set, USAGE);
   const file = readRecipe(positionals[0]!);
-  const width = 48;
-  for (const line of formatRecipe(checkRecipe(resolved)).trimEnd().split('\n')) process.stdout.write(`${line}\n`);
+  for (const line of formatRecipe(resolved).trimEnd().split('\n')) process.stdout.write(`${line}\n`);
   process.stdout.write('\n# where each value came from\n');
   for (const [path, value] of leaves(resolved)) {
     const source = isDeepStrictEqual(at(file, path), value)
@@ -18,7 +19,7 @@ export async function config(argv: string[]): Promise<number> {
       : values.set.some((s) => path.join('.').startsWith(s.split('=')[0]!))
         ? '--set'
         : 'default';
-    process.stdout.write(`# ${`${path.join('.')}: ${JSON.stringify(value)}`.padEnd(width)} ${source}\n`);
+    process.stdout.write(`# ${`${path.join('.')}: ${JSON.stringify(value)}`.padEnd(VALUE_COLUMNS)} ${source}\n`);
   }
   return 0;
 }

@@ -1,14 +1,7 @@
 /** How well each classifier does on the whole test set: counts first, rates from them. */
 import { BraidError } from '../core/errors.ts';
+import type { Score } from '../nn/scores.ts';
 import type { ClassifierScore } from '../proto/messages.ts';
-
-/** Values a classifier in a device's `scores`: top-1 count, top-5 count, sum of cross-entropies. */
-export const SCORE_VALUES = 3;
-
-export interface Score extends ClassifierScore {
-  /** "branch.0", "ensemble" (the mean of the branches' logits), "fused". */
-  classifier: string;
-}
 
 export interface ClassifierResult {
   classifier: string;

@@ -1,6 +1,6 @@
 /** All workers as one trainer of one network, whatever the placement: what step.ts and run.ts talk to. */
+import type { Score } from '../nn/scores.ts';
 import type { TensorMap, VariableSpec } from '../nn/variables.ts';
-import type { Score } from './evaluation.ts';
 import type { Losses } from './events.ts';
 import type { Step } from './plan.ts';
 

@@ -1,8 +1,8 @@
 /** The method in `split`: the coordinator's own device, which turns all branches' outputs into losses and cotangents. */
 import { availableParallelism } from 'node:os';
 import { Device, type Program } from '../nn/device.ts';
+import { readScores, type Score } from '../nn/scores.ts';
 import { fromTensors, toTensors } from '../nn/variables.ts';
-import { SCORE_VALUES, type Score } from './evaluation.ts';
 import type { Losses } from './events.ts';
 import type { NetworkState } from './group.ts';
 import type { Plan, Step } from './plan.ts';
@@ -83,10 +83,7 @@ export class Method {
   async evaluate(outputs: Float32Array[], labels: Int32Array): Promise<Score[]> {
     const { scores } = await this.device.run('evaluate', { ...named('outputs', outputs), labels });
     const samples = labels.reduce((count, label) => count + (label >= 0 ? 1 : 0), 0);
-    return this.program.classifiers.map((classifier, i) => {
-      const [top1, top5, lossSum] = scores!.subarray(SCORE_VALUES * i, SCORE_VALUES * (i + 1));
-      return { classifier, samples, top1: top1!, top5: top5!, lossSum: lossSum! };
-    });
+    return readScores(this.program.classifiers, scores!, samples);
   }
 
   async write({ weights, momenta }: NetworkState): Promise<void> {

@@ -1,11 +1,12 @@
 /** Placement `split`: every worker owns one branch of one replica, the coordinator hosts the method. */
 import { createHash } from 'node:crypto';
 import { BraidError } from '../core/errors.ts';
+import type { Score } from '../nn/scores.ts';
 import { fromTensors, type TensorMap, toTensors, type VariableSpec } from '../nn/variables.ts';
 import type { Call } from '../proto/messages.ts';
 import { collect, parts } from '../proto/parts.ts';
 import type { Crew } from './crew.ts';
-import { addScores, type Score } from './evaluation.ts';
+import { addScores } from './evaluation.ts';
 import type { Losses } from './events.ts';
 import type { Group, NetworkState } from './group.ts';
 import type { Member } from './membership.ts';
@@ -13,6 +14,7 @@ import { bytesOf, floatsOf } from './memory.ts';
 import { Method, type MethodDevice } from './method.ts';
 import type { Plan, Step } from './plan.ts';
 import { type Prepared, prepare, requireSameProgram } from './prepare.ts';
+import { reduceGradients } from './reduce.ts';
 import { requireIdentical } from './replicas.ts';
 import type { Shards } from './shards.ts';
 
@@ -90,13 +92,7 @@ class Split implements Group {
   }
 
   async reduce({ step }: Step, signal: AbortSignal): Promise<number> {
-    const answers = await this.crew.each('reduce', step, signal, ({ worker }, call) =>
-      worker.reduce(this.crew.stamp(step), call),
-    );
-    for (const { sentBytes, receivedBytes } of answers) {
-      this.crew.meter.moved('gradients', 'sent', sentBytes);
-      this.crew.meter.moved('gradients', 'received', receivedBytes);
-    }
+    const answers = await reduceGradients(this.crew, step, signal);
     // Every segment once: the trunk's norm is everybody's, a branch's that of its first worker.
     const ofBranches = answers.slice(0, this.plan.branches).map(({ segmentNorms }) => segmentNorms.at(-1)!);
     const trunk = this.plan.recipe.trunk === 'shared' ? answers[0]!.segmentNorms[0]! : 0;

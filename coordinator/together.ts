@@ -1,14 +1,16 @@
 /** Placement `together`: every worker holds a whole replica, method included. All of them stay bitwise identical. */
 import { BraidError } from '../core/errors.ts';
+import type { Score } from '../nn/scores.ts';
 import { fromTensors, toTensors } from '../nn/variables.ts';
 import { collect, parts } from '../proto/parts.ts';
 import type { Crew } from './crew.ts';
-import { addScores, type Score } from './evaluation.ts';
+import { addScores } from './evaluation.ts';
 import type { Losses } from './events.ts';
 import type { Group, NetworkState } from './group.ts';
 import { bytesOf, floatsOf } from './memory.ts';
 import type { Plan, Step } from './plan.ts';
 import { type Prepared, prepare, requireSameProgram } from './prepare.ts';
+import { reduceGradients } from './reduce.ts';
 import { requireIdentical } from './replicas.ts';
 
 export async function prepareTogether(crew: Crew, plan: Plan, step: number, signal: AbortSignal): Promise<Group> {
@@ -58,13 +60,7 @@ class Together implements Group {
   async backward(): Promise<void> {}
 
   async reduce({ step }: Step, signal: AbortSignal): Promise<number> {
-    const answers = await this.crew.each('reduce', step, signal, ({ worker }, call) =>
-      worker.reduce(this.crew.stamp(step), call),
-    );
-    for (const { sentBytes, receivedBytes } of answers) {
-      this.crew.meter.moved('gradients', 'sent', sentBytes);
-      this.crew.meter.moved('gradients', 'received', receivedBytes);
-    }
+    const answers = await reduceGradients(this.crew, step, signal);
     return answers[0]!.segmentNorms[0]!;
   }
 

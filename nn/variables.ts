@@ -33,10 +33,6 @@ export interface VariableSpec {
 /** Tensors by PyTorch name, in PyTorch's layout. */
 export type TensorMap = Map<string, { shape: number[]; data: Float32Array }>;
 
-export function isRunning(variable: Pick<VariableSpec, 'trainable'>): boolean {
-  return !variable.trainable;
-}
-
 /** The flat state, taken apart. */
 export function toTensors(variables: VariableSpec[], state: Float32Array): { weights: TensorMap; momenta: TensorMap } {
   const weights: TensorMap = new Map();

@@ -25,7 +25,7 @@ import { cifarRows, readTensors, temporaryFolder, trainProcess, writeRecipe } fr
 
 const FOLDER = process.env['BRAID_REFERENCE'] ?? new URL('./fixtures/reference', import.meta.url).pathname;
 const TOLERANCE = 1e-4;
-const ATTEMPTS = 100; // in one process: 30 ms each
+const ATTEMPTS = 100; // in one process
 const STARTS = 3; // for the cluster, which sums in another order: seconds each
 const ROUNDING = 2 ** -24; // of float32, relative
 

@@ -7,6 +7,7 @@
 import { BraidError } from '../core/errors.ts';
 import { checkRecipe, type Recipe } from '../core/recipe.ts';
 import type { Device, DeviceOptions, Program, Role } from '../nn/device.ts';
+import { readScores } from '../nn/scores.ts';
 import type {
   ClassifierScore,
   ComputeRequest,
@@ -35,7 +36,6 @@ export interface PostOptions {
 
 /** Encoded images are smaller than raw ones, but for a header and for tiny or incompressible files. */
 const ENCODED_SLACK_BYTES = 64 << 10; // a sample
-const SCORE_VALUES = 3; // top-1 count, top-5 count, sum of cross-entropies
 
 type Progress = 'begun' | 'forward' | 'computed' | 'reduced';
 
@@ -154,11 +154,12 @@ export class Post {
     const shards = this.openTest(0);
     for await (const shard of shards.rest(0)) {
       const { scores } = await this.device.run('evaluate', this.padded(shard));
-      sums.forEach((sum, i) => {
-        sum.samples += shard.labels.length;
-        sum.top1 += scores![SCORE_VALUES * i]!;
-        sum.top5 += scores![SCORE_VALUES * i + 1]!;
-        sum.lossSum += scores![SCORE_VALUES * i + 2]!;
+      readScores(classifiers, scores!, shard.labels.length).forEach((score, i) => {
+        const sum = sums[i]!;
+        sum.samples += score.samples;
+        sum.top1 += score.top1;
+        sum.top5 += score.top5;
+        sum.lossSum += score.lossSum;
       });
     }
     return sums;

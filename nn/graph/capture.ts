@@ -43,8 +43,6 @@ export interface Graph {
   bytes: Uint8Array;
   phases: Record<string, PhaseSpec>;
   nodes: readonly NodeDef[];
-  /** Edges carried between phases. */
-  stashes: number;
 }
 
 /** A variable of the graph: it lives on the device, in a session. */
@@ -194,7 +192,7 @@ function record(r: Recorder, backend: NodeBackend, body: (c: Capture) => void): 
       },
     );
   }
-  return { bytes: encodeSavedModel(r.nodes), phases, nodes: r.nodes, stashes: r.stashCount };
+  return { bytes: encodeSavedModel(r.nodes), phases, nodes: r.nodes };
 }
 
 class GraphVariable implements Variable {

@@ -66,7 +66,8 @@ export class Recorder {
   private readonly names = new Map<string, number>();
   private readonly constants = new Map<string, Edge>();
   private readonly reads = new Map<string, Edge>();
-  private stashes = 0;
+  /** Handles of edges that are carried from one phase to another. */
+  private readonly stashed = new Set<string>();
 
   constructor() {
     // The addon's properties are not enumerable, so a spread would lose the numbers of its types and attributes.
@@ -162,10 +163,10 @@ export class Recorder {
     const handle = `stash/${edge.name.replace(':', '_')}`;
     const known = this.reads.get(`${reader} ${handle}`);
     if (known !== undefined) return known;
-    if (this.nodes.some((node) => node.name === handle)) {
+    if (this.stashed.has(handle)) {
       throw this.error(`${edge.name} of phase ${edge.phase} is read by a second phase, ${reader}`);
     }
-    this.stashes++;
+    this.stashed.add(handle);
     this.nodes.push({
       name: handle,
       op: 'VarHandleOp',
@@ -191,11 +192,6 @@ export class Recorder {
     });
   }
 
-  /** How many edges cross between phases. */
-  get stashCount(): number {
-    return this.stashes;
-  }
-
   private executeOp(op: string, opAttrs: OpAttr[], inputIds: number[], outputs: number): TensorMetadata[] {
     if (!CAPTURED_OPS.has(op)) {
       throw this.error(`the TensorFlow operation ${op} is not captured`, {
@@ -211,7 +207,7 @@ export class Recorder {
       const other = ONE_TYPE.has(op) ? inputs.find((input) => input.dtype !== by.dtype) : undefined;
       if (other !== undefined) {
         throw this.error(`${op} of ${typeName(by.dtype)}[${by.shape}] and ${typeName(other.dtype)}[${other.shape}]`, {
-          remedy: 'Cast one of them: toCompute() or toF32() of nn/graph/ops.ts.',
+          remedy: 'Cast one of them: cast() of nn/graph/ops.ts.',
         });
       }
     }

@@ -63,12 +63,6 @@ export class Session {
     }
   }
 
-  /** f32 elements of a fetch. */
-  lengthOf(phase: string, fetch: string): number {
-    const shape = this.phase(phase).fetches.find(({ name }) => name === fetch)!.shape;
-    return shape.reduce((a, b) => a * b, 1);
-  }
-
   close(): void {
     if (this.id !== null) binding.deleteSavedModel(this.id);
     this.id = null;

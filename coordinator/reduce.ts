@@ -1,0 +1,13 @@
+/** The workers' own sum of their gradients, asked for and metered, whatever the placement. */
+import type { ReduceResponse } from '../proto/messages.ts';
+import type { Crew } from './crew.ts';
+
+/** @returns the workers' answers, by rank */
+export async function reduceGradients(crew: Crew, step: number, signal: AbortSignal): Promise<ReduceResponse[]> {
+  const answers = await crew.each('reduce', step, signal, ({ worker }, call) => worker.reduce(crew.stamp(step), call));
+  for (const { sentBytes, receivedBytes } of answers) {
+    crew.meter.moved('gradients', 'sent', sentBytes);
+    crew.meter.moved('gradients', 'received', receivedBytes);
+  }
+  return answers;
+}
