@@ -48,7 +48,8 @@ const device = await Device.open({
   shardSizes: [batch],
   threads: Number(values.threads),
 });
-const { variables, gradientLength, losses } = device.program;
+const { variables, rounds } = device.program;
+const { gradientLength, losses } = rounds[0]!;
 await device.run('write', { state: fromTensors(variables, initialWeights(variables, recipe.seed)) });
 
 const random = new Random(1);

@@ -9,6 +9,10 @@ interface Command {
 
 const COMMANDS: Record<string, Command> = {
   train: { about: 'run a recipe here: coordinator and workers', load: async () => (await import('./train.ts')).train },
+  compare: {
+    about: 'several recipes and seeds, one after another, and their tables',
+    load: async () => (await import('./compare.ts')).compare,
+  },
   coordinator: {
     about: "a recipe's coordinator alone",
     load: async () => (await import('./coordinator.ts')).coordinator,

@@ -14,15 +14,17 @@ interface Output {
 export class Progress {
   private readonly output: Output;
   private readonly now: () => number;
+  private readonly beyond: (progress: StepProgress) => string;
   private totals: RunTotals | null = null;
   private shownAt = Number.NEGATIVE_INFINITY;
   /** Whether the terminal's last line is one to be rewritten. */
   private open = false;
 
-  /** @param now seconds, never going back */
-  constructor(output: Output, now: () => number) {
+  /** @param now seconds, never going back   @param beyond begins a step's line: what the run is part of */
+  constructor(output: Output, now: () => number, beyond: (progress: StepProgress) => string = () => '') {
     this.output = output;
     this.now = now;
+    this.beyond = beyond;
   }
 
   /** A line that stays. */
@@ -79,7 +81,7 @@ export class Progress {
     const { steps = 0, epochs = 0 } = this.totals ?? {};
     const losses = Object.entries(progress.losses).map(([name, value]) => `${name} ${value.toFixed(3)}`);
     const text =
-      `epoch ${progress.epoch + 1}/${epochs}  step ${progress.step + 1}/${steps}  ` +
+      `${this.beyond(progress)}epoch ${progress.epoch + 1}/${epochs}  step ${progress.step + 1}/${steps}  ` +
       `${Math.round(progress.imagesPerSecond)} images/s  ETA ${duration(progress.secondsLeft)}  ${losses.reverse().join('  ')}`;
     if (this.output.isTTY) this.rewrite(text);
     else this.print(text);

@@ -1,19 +1,14 @@
 /** What a run ends with, for people. */
 import { relative } from 'node:path';
+import { titleOf } from '../compare/classifiers.ts';
 import type { Summary } from '../coordinator/summary.ts';
 import { duration } from './progress.ts';
-
-const TITLES: Record<string, string> = {
-  branches: 'mean of branches',
-  ensemble: 'ensemble (mean logits)',
-  fused: 'fused classifier',
-};
 
 export function resultTable(summary: Summary): string {
   const rows = [
     ['', 'top-1', 'top-5', 'loss'],
     ...summary.results.map(({ classifier, top1Accuracy, top5Accuracy, loss }) => [
-      TITLES[classifier] ?? classifier.replace('branch.', 'branch '),
+      titleOf(classifier),
       percent(top1Accuracy),
       percent(top5Accuracy),
       loss.toFixed(4),

@@ -1,7 +1,6 @@
 /** How well each classifier does on the whole test set: counts first, rates from them. */
 import { BraidError } from '../core/errors.ts';
-import type { Score } from '../nn/scores.ts';
-import type { ClassifierScore } from '../proto/messages.ts';
+import { addScores, CALIBRATION_BINS, type Score } from '../nn/scores.ts';
 
 export interface ClassifierResult {
   classifier: string;
@@ -14,30 +13,19 @@ export interface ClassifierResult {
   top5Error: number;
   /** Mean cross-entropy, nats. */
   loss: number;
+  calibration: Calibration;
+}
+
+/** Whether what a classifier is sure of is so (Guo et al. 2017). */
+export interface Calibration {
+  /** Expected calibration error: the mean over the samples of their bin's |accuracy - confidence|. */
+  ece: number;
+  /** By confidence, [i / 15, (i + 1) / 15): samples, and the means over them; 0 where there are none. */
+  bins: { samples: number; confidence: number; accuracy: number }[];
 }
 
 /** The name of all branches taken together: their counts added up, which makes its rates their mean. */
 export const MEAN_OF_BRANCHES = 'branches';
-
-/** Sums the scores of disjoint parts of the test set, each part in the order of `classifiers`. */
-export function addScores(classifiers: string[], scores: ClassifierScore[][]): Score[] {
-  return classifiers.map((classifier, i) => {
-    const sum = { classifier, samples: 0, top1: 0, top5: 0, lossSum: 0 };
-    for (const part of scores) {
-      if (part.length !== classifiers.length) {
-        throw new BraidError(
-          'PROTOCOL',
-          `scores of ${part.length} classifiers came where there are ${classifiers.length}`,
-        );
-      }
-      sum.samples += part[i]!.samples;
-      sum.top1 += part[i]!.top1;
-      sum.top5 += part[i]!.top5;
-      sum.lossSum += part[i]!.lossSum;
-    }
-    return sum;
-  });
-}
 
 /**
  * @param samples of the test set: every one must have been seen exactly once
@@ -60,7 +48,7 @@ export function resultsOf(scores: Score[], samples: number): ClassifierResult[] 
   return [...branches, mean!, ...rest].map(resultOf);
 }
 
-function resultOf({ classifier, samples, top1, top5, lossSum }: Score): ClassifierResult {
+function resultOf({ classifier, samples, top1, top5, lossSum, bins }: Score): ClassifierResult {
   return {
     classifier,
     samples,
@@ -71,5 +59,16 @@ function resultOf({ classifier, samples, top1, top5, lossSum }: Score): Classifi
     top1Error: 1 - top1 / samples,
     top5Error: 1 - top5 / samples,
     loss: lossSum / samples,
+    calibration: calibrationOf(bins, samples),
   };
+}
+
+function calibrationOf(figures: number[], samples: number): Calibration {
+  const bins = Array.from({ length: CALIBRATION_BINS }, (_, i) => {
+    const [count, confidences, right] = [0, 1, 2].map((which) => figures[which * CALIBRATION_BINS + i]!);
+    const mean = (sum: number) => (count === 0 ? 0 : sum / count!);
+    return { samples: count!, confidence: mean(confidences!), accuracy: mean(right!) };
+  });
+  const ece = bins.reduce((sum, bin) => sum + (bin.samples / samples) * Math.abs(bin.accuracy - bin.confidence), 0);
+  return { ece, bins };
 }

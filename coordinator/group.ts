@@ -2,7 +2,7 @@
 import type { Score } from '../nn/scores.ts';
 import type { TensorMap, VariableSpec } from '../nn/variables.ts';
 import type { Losses } from './events.ts';
-import type { Step } from './plan.ts';
+import type { Update } from './plan.ts';
 
 /** A whole network's weights and momenta, by PyTorch name. */
 export interface NetworkState {
@@ -15,13 +15,13 @@ export interface Group {
   /** Of the whole network, each name once. */
   readonly variables: VariableSpec[];
   /** Forward and method on the step's shards. @returns the loss terms over the global batch. Changes no weight. */
-  forward(step: Step, signal: AbortSignal): Promise<Losses>;
+  forward(update: Update, signal: AbortSignal): Promise<Losses>;
   /** The gradients of those losses, left on the workers. Changes no weight. */
-  backward(step: Step, signal: AbortSignal): Promise<void>;
+  backward(update: Update, signal: AbortSignal): Promise<void>;
   /** Sums the gradients over the replicas. @returns L2 norm of the sum. Changes no weight. */
-  reduce(step: Step, signal: AbortSignal): Promise<number>;
-  /** Applies the sum everywhere. The first call of a step that changes a weight. */
-  commit(step: Step, signal: AbortSignal): Promise<void>;
+  reduce(update: Update, signal: AbortSignal): Promise<number>;
+  /** Applies the sum everywhere. The first call of an update that changes a weight. */
+  commit(update: Update, signal: AbortSignal): Promise<void>;
   /** The whole test set, by classifier. `step`: steps committed so far, here and below. */
   evaluate(step: number, signal: AbortSignal): Promise<Score[]>;
   write(step: number, state: NetworkState, signal: AbortSignal): Promise<void>;

@@ -1,18 +1,19 @@
 /** The method in `split`: the coordinator's own device, which turns all branches' outputs into losses and cotangents. */
 import { availableParallelism } from 'node:os';
 import { Device, type Program } from '../nn/device.ts';
+import { applyPhase, type Phase, trainingPhase } from '../nn/phases.ts';
 import { readScores, type Score } from '../nn/scores.ts';
 import { fromTensors, toTensors } from '../nn/variables.ts';
 import type { Losses } from './events.ts';
 import type { NetworkState } from './group.ts';
-import type { Plan, Step } from './plan.ts';
+import type { Plan, Update } from './plan.ts';
 
 type Feeds = Record<string, Float32Array | Int32Array | Uint8Array | number>;
 
 /** What the method needs of nn's Device. */
 export interface MethodDevice {
   readonly program: Program;
-  run(phase: string, feeds: Feeds): Promise<Record<string, Float32Array>>;
+  run(phase: Phase, feeds: Feeds): Promise<Record<string, Float32Array>>;
   close(): Promise<void>;
 }
 
@@ -25,8 +26,8 @@ export async function openMethodDevice({ recipe, image, classes, shardSizes }: P
 export interface Fused {
   /** Over the global batch. */
   losses: Losses;
-  /** [replica][branch], each in the layout of its outputs. */
-  cotangents: Float32Array[][];
+  /** [replica][branch], each in the layout of its outputs; undefined for a branch that does not learn. */
+  cotangents: (Float32Array | undefined)[][];
 }
 
 export class Method {
@@ -44,24 +45,28 @@ export class Method {
 
   /**
    * One run a replica, in replica order; gradients add up in that order, too.
-   * @param outputs [replica][branch] f32 [features | logits]   @param labels by replica, i32[n]
+   * @param outputs [replica][branch], flat   @param labels by replica, i32[n]
    */
-  async fuse(step: Step, outputs: Float32Array[][], labels: Int32Array[]): Promise<Fused> {
+  async fuse(
+    { round, shardWeights, distillWeight }: Update,
+    outputs: Float32Array[][],
+    labels: Int32Array[],
+  ): Promise<Fused> {
     const losses: Losses = {};
-    const cotangents: Float32Array[][] = [];
+    const cotangents: Fused['cotangents'] = [];
     this.gradient = null;
     for (const [replica, ofBranches] of outputs.entries()) {
-      const shardWeight = step.shardWeights[replica]!;
-      const fused = await this.device.run(`fuse@${labels[replica]!.length}`, {
+      const shardWeight = shardWeights[replica]!;
+      const fused = await this.device.run(trainingPhase('fuse', round, labels[replica]!.length), {
         ...named('outputs', ofBranches),
         labels: labels[replica]!,
-        distillWeight: step.distillWeight,
+        distillWeight,
         shardWeight,
       });
-      this.program.losses.forEach((name, i) => {
+      this.program.rounds[round]!.losses.forEach((name, i) => {
         losses[name] = (losses[name] ?? 0) + shardWeight * fused.losses![i]!;
       });
-      cotangents.push(ofBranches.map((_, branch) => fused[`cotangents.${branch}`]!));
+      cotangents.push(ofBranches.map((_, branch) => fused[`cotangents.${branch}`]));
       this.add(fused.gradient);
     }
     return { losses, cotangents };
@@ -74,8 +79,8 @@ export class Method {
     return Math.sqrt(squares);
   }
 
-  async commit(learningRate: number): Promise<void> {
-    if (this.gradient !== null) await this.device.run('apply', { gradient: this.gradient, learningRate });
+  async commit(round: number, learningRate: number): Promise<void> {
+    if (this.gradient !== null) await this.device.run(applyPhase(round), { gradient: this.gradient, learningRate });
     this.gradient = null;
   }
 

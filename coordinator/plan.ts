@@ -2,7 +2,7 @@
 import { BraidError } from '../core/errors.ts';
 import { branchesOf, type Recipe, workersOf } from '../core/recipe.ts';
 import { batchOf, distinctShardSizes, shardSizes, stepsPerEpoch } from '../core/sampler.ts';
-import { distillWeightAt, learningRateAt, totalSteps } from '../core/schedule.ts';
+import { distillWeightAt, learningRateAt, roundsAt, totalSteps } from '../core/schedule.ts';
 import type { Dataset, ImageShape, openDataset } from '../input/dataset.ts';
 
 export interface Plan {
@@ -33,6 +33,15 @@ export interface Step {
   samples: number;
   /** By replica: its samples over the global batch's, adding up to 1. */
   shardWeights: number[];
+  /** The updates it is made of, by their place in core/schedule.ts's roundNames. */
+  rounds: number[];
+}
+
+/** One update of a step. */
+export interface Update extends Step {
+  round: number;
+  /** Whether it is the step's last. */
+  last: boolean;
 }
 
 /**
@@ -73,10 +82,11 @@ export function stepAt({ recipe, train, replicas }: Plan, step: number): Step {
   return {
     step,
     epoch,
-    learningRate: learningRateAt(recipe.training, epoch),
+    learningRate: learningRateAt(recipe, epoch),
     distillWeight: distillWeightAt(recipe.method, epoch),
     samples: sampleIds.length,
     shardWeights: shardSizes(sampleIds.length, replicas).map((size) => size / sampleIds.length),
+    rounds: roundsAt(recipe, epoch),
   };
 }
 
@@ -95,7 +105,12 @@ export function networkOf({ recipe, image, classes }: Plan): Record<string, unkn
   return {
     branches: branchesOf(recipe),
     trunk: recipe.trunk,
-    method: { name: method.name, ...('fusionChannels' in method && { fusionChannels: method.fusionChannels }) },
+    shareUntil: recipe.shareUntil,
+    method: {
+      name: method.name,
+      ...('fusion' in method && { fusion: method.fusion }),
+      ...('gateBlocks' in method && { gateBlocks: method.gateBlocks }),
+    },
     image,
     classes,
   };

@@ -1,18 +1,17 @@
 /** Placement `split`: every worker owns one branch of one replica, the coordinator hosts the method. */
 import { createHash } from 'node:crypto';
 import { BraidError } from '../core/errors.ts';
-import type { Score } from '../nn/scores.ts';
+import { addScores, type Score } from '../nn/scores.ts';
 import { fromTensors, type TensorMap, toTensors, type VariableSpec } from '../nn/variables.ts';
-import type { Call } from '../proto/messages.ts';
+import type { Call, ForwardRequest } from '../proto/messages.ts';
 import { collect, parts } from '../proto/parts.ts';
 import type { Crew } from './crew.ts';
-import { addScores } from './evaluation.ts';
 import type { Losses } from './events.ts';
 import type { Group, NetworkState } from './group.ts';
 import type { Member } from './membership.ts';
 import { bytesOf, floatsOf } from './memory.ts';
 import { Method, type MethodDevice } from './method.ts';
-import type { Plan, Step } from './plan.ts';
+import type { Plan, Update } from './plan.ts';
 import { type Prepared, prepare, requireSameProgram } from './prepare.ts';
 import { reduceGradients } from './reduce.ts';
 import { requireIdentical } from './replicas.ts';
@@ -63,7 +62,7 @@ class Split implements Group {
   /** By rank, reused from step to step: a step's outputs have been used up when the next one's come. */
   private readonly outputMemory: (Uint8Array | undefined)[] = [];
   /** [replica][branch], between forward and backward. */
-  private cotangents: Float32Array[][] = [];
+  private cotangents: (Float32Array | undefined)[][] = [];
 
   constructor(crew: Crew, plan: Plan, shards: Shards, method: Method, programs: Prepared[]) {
     this.crew = crew;
@@ -75,35 +74,44 @@ class Split implements Group {
     this.variables = [...new Map(all.map((variable) => [variable.name, variable])).values()];
   }
 
-  async forward(step: Step, signal: AbortSignal): Promise<Losses> {
-    const outputs = await this.gather(step, signal); // [replica][branch]
-    const labels = outputs.map((_, replica) => this.shards.labels('SPLIT_TRAIN', step.step, replica));
-    const fused = await this.crew.meter.time('method', () => this.method.fuse(step, outputs, labels));
+  async forward(update: Update, signal: AbortSignal): Promise<Losses> {
+    const outputs = await this.gather(update, signal); // [replica][branch]
+    const labels = outputs.map((_, replica) => this.shards.labels('SPLIT_TRAIN', update.step, replica));
+    const fused = await this.crew.meter.time('method', () => this.method.fuse(update, outputs, labels));
     this.cotangents = fused.cotangents;
     return fused.losses;
   }
 
-  async backward({ step }: Step, signal: AbortSignal): Promise<void> {
-    await this.crew.each('backward', step, signal, ({ rank, worker }, call) => {
-      const cotangents = bytesOf(this.cotangents[this.replicaOf(rank)]![this.branchOf(rank)]!);
+  async backward({ step, round, shardWeights, samples }: Update, signal: AbortSignal): Promise<void> {
+    await this.crew.each('backward', step, signal, async ({ rank, worker }, call) => {
+      const program = this.programs[this.branchOf(rank)]!;
+      if (program.rounds[round]!.gradientLength === 0) return;
+      const replica = this.replicaOf(rank);
+      // A branch that does not learn may still hold a trunk that does.
+      const none = () => new Float32Array(program.outputLengths[this.shardSize(shardWeights[replica]!, samples)]!);
+      const cotangents = bytesOf(this.cotangents[replica]![this.branchOf(rank)] ?? none());
       this.crew.meter.moved('cotangents', 'received', cotangents.length);
-      return worker.backward(parts(this.crew.stamp(step), cotangents), call);
+      await worker.backward(parts(this.crew.stamp(step), cotangents), call);
     });
   }
 
-  async reduce({ step }: Step, signal: AbortSignal): Promise<number> {
+  async reduce({ step, round }: Update, signal: AbortSignal): Promise<number> {
     const answers = await reduceGradients(this.crew, step, signal);
     // Every segment once: the trunk's norm is everybody's, a branch's that of its first worker.
-    const ofBranches = answers.slice(0, this.plan.branches).map(({ segmentNorms }) => segmentNorms.at(-1)!);
-    const trunk = this.plan.recipe.trunk === 'shared' ? answers[0]!.segmentNorms[0]! : 0;
-    return Math.hypot(trunk, ...ofBranches, this.method.gradientNorm());
+    const norms = new Map<string, number>();
+    this.programs.forEach(({ rounds }, branch) => {
+      rounds[round]!.segments.forEach((segment, i) => {
+        norms.set(segment === 'trunk' ? segment : `${segment} ${branch}`, answers[branch]!.segmentNorms[i]!);
+      });
+    });
+    return Math.hypot(...norms.values(), this.method.gradientNorm());
   }
 
-  async commit({ step, learningRate }: Step, signal: AbortSignal): Promise<void> {
+  async commit({ step, learningRate, round, last }: Update, signal: AbortSignal): Promise<void> {
     await this.crew.each('commit', step, signal, ({ worker }, call) =>
-      worker.commit({ ...this.crew.stamp(step), learningRate }, call),
+      worker.commit({ ...this.crew.stamp(step), learningRate, last }, call),
     );
-    await this.method.commit(learningRate);
+    await this.method.commit(round, learningRate);
   }
 
   async evaluate(step: number, signal: AbortSignal): Promise<Score[]> {
@@ -151,31 +159,34 @@ class Split implements Group {
     return this.method.close();
   }
 
-  /** Every branch's features and logits on the step's shards. @returns [replica][branch] f32 [features | logits] */
-  private async gather({ step, shardWeights, samples }: Step, signal: AbortSignal): Promise<Float32Array[][]> {
+  /** Every branch's outputs on the step's shards. @returns [replica][branch] */
+  private async gather({ step, shardWeights, samples, round }: Update, signal: AbortSignal): Promise<Float32Array[][]> {
     const outputs = await this.crew.each('forward', step, signal, async (member, call) => {
       const shardWeight = shardWeights[this.replicaOf(member.rank)]!;
-      const size = this.plan.shardSizes.indexOf(Math.round(shardWeight * samples));
-      return this.forwardOf(member, call, step, 'SPLIT_TRAIN', shardWeight, size);
+      const size = this.shardSize(shardWeight, samples);
+      return this.forwardOf(member, call, { step, split: 'SPLIT_TRAIN', shardWeight, round }, size);
     });
     const { branches, replicas } = this.plan;
     return Array.from({ length: replicas }, (_, r) => outputs.slice(r * branches, (r + 1) * branches));
   }
 
+  /** Which of plan.shardSizes a shard has. */
+  private shardSize(shardWeight: number, samples: number): number {
+    return this.plan.shardSizes.indexOf(Math.round(shardWeight * samples));
+  }
+
   private async forwardOf(
     { rank, worker }: Member,
     call: Call,
-    step: number,
-    split: 'SPLIT_TRAIN' | 'SPLIT_TEST',
-    shardWeight: number,
+    request: Pick<ForwardRequest, 'step' | 'split' | 'shardWeight' | 'round'>,
     size: number,
   ): Promise<Float32Array> {
-    const expect = this.crew.stamp(step);
+    const expect = this.crew.stamp(request.step);
     const elements = this.programs[this.branchOf(rank)]!.outputLengths.at(size)!;
     const memory = this.outputMemory[rank];
     const into = memory?.length === 4 * elements ? { into: memory } : {};
     const options = { maxBytes: 4 * elements, expect, ...into };
-    const bytes = await collect(worker.forward({ ...expect, split, shardWeight }, call), options);
+    const bytes = await collect(worker.forward({ ...expect, ...request }, call), options);
     if (bytes.length !== 4 * elements) {
       throw new BraidError('PROTOCOL', `worker ${rank} answered ${bytes.length} bytes of outputs, not ${4 * elements}`);
     }
@@ -193,7 +204,7 @@ class Split implements Group {
       const outputs = await Promise.all(
         members.map((member) =>
           this.crew.one(member, `evaluate (after ${step} steps)`, batch, signal, (_, call) =>
-            this.forwardOf(member, call, batch, 'SPLIT_TEST', 1, -1),
+            this.forwardOf(member, call, { step: batch, split: 'SPLIT_TEST', shardWeight: 1, round: 0 }, -1),
           ),
         ),
       );

@@ -1,5 +1,5 @@
 /**
- * One training step. Nothing before `commit` changes a weight.
+ * One training step, of one update or of several. Nothing before an update's `commit` changes a weight.
  *
  * In `together` every worker computes a replica: forward is its Compute, backward has happened by then. In `split` the
  * branches' outputs are gathered, the coordinator runs the method, and backward sends the cotangents out (split.ts).
@@ -7,7 +7,7 @@
 import { BraidError } from '../core/errors.ts';
 import type { Losses } from './events.ts';
 import type { Group } from './group.ts';
-import type { Step } from './plan.ts';
+import type { Step, Update } from './plan.ts';
 
 export interface StepResult {
   losses: Losses;
@@ -15,13 +15,32 @@ export interface StepResult {
 }
 
 export async function trainStep(group: Group, step: Step, signal: AbortSignal): Promise<StepResult> {
-  const losses = await group.forward(step, signal);
-  requireFinite(losses, step);
-  await group.backward(step, signal);
-  const gradientNorm = await group.reduce(step, signal);
-  requireFinite({ 'gradient norm': gradientNorm }, step);
-  await group.commit(step, signal); // the first line that changes a weight
+  const updates: StepResult[] = [];
+  for (const [i, round] of step.rounds.entries()) {
+    updates.push(await trainRound(group, { ...step, round, last: i === step.rounds.length - 1 }, signal));
+  }
+  return updates.length === 1 ? updates[0]! : together(updates);
+}
+
+async function trainRound(group: Group, update: Update, signal: AbortSignal): Promise<StepResult> {
+  const losses = await group.forward(update, signal);
+  requireFinite(losses, update);
+  await group.backward(update, signal);
+  const gradientNorm = await group.reduce(update, signal);
+  requireFinite({ 'gradient norm': gradientNorm }, update);
+  await group.commit(update, signal); // the first line that changes a weight
   return { losses, gradientNorm };
+}
+
+/** A step's updates as one: each term was some update's, and the totals add up. */
+function together(updates: StepResult[]): StepResult {
+  const losses: Losses = {};
+  let total = 0;
+  for (const update of updates) {
+    Object.assign(losses, update.losses);
+    total += update.losses.total!;
+  }
+  return { losses: { ...losses, total }, gradientNorm: Math.hypot(...updates.map((update) => update.gradientNorm)) };
 }
 
 function requireFinite(values: Record<string, number>, { step, epoch, learningRate }: Step): void {

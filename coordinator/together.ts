@@ -1,14 +1,13 @@
 /** Placement `together`: every worker holds a whole replica, method included. All of them stay bitwise identical. */
 import { BraidError } from '../core/errors.ts';
-import type { Score } from '../nn/scores.ts';
+import { addScores, type Score } from '../nn/scores.ts';
 import { fromTensors, toTensors } from '../nn/variables.ts';
 import { collect, parts } from '../proto/parts.ts';
 import type { Crew } from './crew.ts';
-import { addScores } from './evaluation.ts';
 import type { Losses } from './events.ts';
 import type { Group, NetworkState } from './group.ts';
 import { bytesOf, floatsOf } from './memory.ts';
-import type { Plan, Step } from './plan.ts';
+import type { Plan, Update } from './plan.ts';
 import { type Prepared, prepare, requireSameProgram } from './prepare.ts';
 import { reduceGradients } from './reduce.ts';
 import { requireIdentical } from './replicas.ts';
@@ -36,20 +35,18 @@ class Together implements Group {
     return this.program.variables;
   }
 
-  async forward({ step, distillWeight, shardWeights }: Step, signal: AbortSignal): Promise<Losses> {
+  async forward({ step, distillWeight, shardWeights, round }: Update, signal: AbortSignal): Promise<Losses> {
     const answers = await this.crew.each('compute', step, signal, ({ rank, worker }, call) =>
-      worker.compute({ ...this.crew.stamp(step), distillWeight, shardWeight: shardWeights[rank]! }, call),
+      worker.compute({ ...this.crew.stamp(step), distillWeight, shardWeight: shardWeights[rank]!, round }, call),
     );
+    const names = this.program.rounds[round]!.losses;
     const losses: Losses = {};
     answers.forEach((answer, rank) => {
       this.crew.meter.computed(rank, answer.deviceSeconds, answer.inputSeconds);
-      if (answer.losses.length !== this.program.losses.length) {
-        throw new BraidError(
-          'PROTOCOL',
-          `worker ${rank} answered ${answer.losses.length} losses, not ${this.program.losses.length}`,
-        );
+      if (answer.losses.length !== names.length) {
+        throw new BraidError('PROTOCOL', `worker ${rank} answered ${answer.losses.length} losses, not ${names.length}`);
       }
-      this.program.losses.forEach((name, i) => {
+      names.forEach((name, i) => {
         losses[name] = (losses[name] ?? 0) + shardWeights[rank]! * answer.losses[i]!;
       });
     });
@@ -59,14 +56,14 @@ class Together implements Group {
   /** Compute has left the gradient on each worker. */
   async backward(): Promise<void> {}
 
-  async reduce({ step }: Step, signal: AbortSignal): Promise<number> {
+  async reduce({ step }: Update, signal: AbortSignal): Promise<number> {
     const answers = await reduceGradients(this.crew, step, signal);
     return answers[0]!.segmentNorms[0]!;
   }
 
-  async commit({ step, learningRate }: Step, signal: AbortSignal): Promise<void> {
+  async commit({ step, learningRate, last }: Update, signal: AbortSignal): Promise<void> {
     await this.crew.each('commit', step, signal, ({ worker }, call) =>
-      worker.commit({ ...this.crew.stamp(step), learningRate }, call),
+      worker.commit({ ...this.crew.stamp(step), learningRate, last }, call),
     );
   }
 

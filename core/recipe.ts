@@ -13,15 +13,51 @@ import { BraidError, nearest } from './errors.ts';
 const positiveInt = z.number().int().positive();
 const count = z.number().int().nonnegative();
 
-const branchSchema = z.strictObject({
-  /** CIFAR-style ResNet of depth 6n+2 with basic blocks (He et al. 2016, section 4.2). */
-  network: z.literal('resnet').default('resnet'),
-  depth: positiveInt.default(32),
-  /** Channels of the first stage; the second and third have 2 and 4 times as many. */
-  width: positiveInt.default(16),
-  /** How many branches of this very kind. */
-  count: positiveInt.default(1),
-});
+/** How many branches of this very kind. */
+const copies = { count: positiveInt.default(1) };
+
+const branchSchema = z.discriminatedUnion('network', [
+  /** CIFAR-style ResNet (He et al. 2016, section 4.2): depth 6n+2 with basic blocks, 9n+2 with bottlenecks. */
+  z.strictObject({
+    network: z.literal('resnet'),
+    depth: positiveInt.default(32),
+    /** Channels of the first stage; the second and third have 2 and 4 times as many (bottlenecks: 4 times all of that). */
+    width: positiveInt.default(16),
+    /** The FFL authors always use basic blocks; the ONE authors bottlenecks from depth 44 on. */
+    block: z.enum(['basic', 'bottleneck']).default('basic'),
+    ...copies,
+  }),
+  /** Wide ResNet of depth 6n+4 (Zagoruyko & Komodakis 2016). */
+  z.strictObject({
+    network: z.literal('wrn'),
+    depth: positiveInt.default(16),
+    widen: positiveInt.default(2),
+    ...copies,
+  }),
+  /** VGG with batch norms for small images (Simonyan & Zisserman 2015, configuration D). */
+  z.strictObject({ network: z.literal('vgg'), depth: z.literal(16).default(16), ...copies }),
+  /** DenseNet-BC of depth 6n+4, compression 0.5 (Huang et al. 2017). */
+  z.strictObject({
+    network: z.literal('densenet'),
+    depth: positiveInt.default(40),
+    growth: positiveInt.default(12),
+    ...copies,
+  }),
+  /** MobileNetV2 (Sandler et al. 2018) with the strides that 32-pixel images take. */
+  z.strictObject({ network: z.literal('mobilenetv2'), multiplier: z.number().positive().default(1), ...copies }),
+  /** ResNet for 224-pixel images (He et al. 2016, section 4.1). */
+  z.strictObject({
+    network: z.literal('imagenet-resnet'),
+    depth: z.union([z.literal(18), z.literal(34), z.literal(50)]).default(34),
+    ...copies,
+  }),
+  /** MobileNetV2 for 224-pixel images. */
+  z.strictObject({
+    network: z.literal('imagenet-mobilenetv2'),
+    multiplier: z.number().positive().default(1),
+    ...copies,
+  }),
+]);
 
 const rampUpSchema = z.discriminatedUnion('kind', [
   /** w(e) = exp(-5 (1 - clip(e, 0, epochs) / epochs)^2), e the 0-based epoch. */
@@ -29,17 +65,84 @@ const rampUpSchema = z.discriminatedUnion('kind', [
   z.strictObject({ kind: z.literal('constant'), value: z.number().nonnegative().default(1) }),
 ]);
 
+/** Every branch learns from the labels alone: with `trunk: none` these are networks trained alone. */
 const vanillaSchema = z.strictObject({ name: z.literal('vanilla') });
 
+/** What methods that distil have in common. */
+const distilling = (defaults: {
+  temperature: number;
+  teacherEpsilon: number;
+  rampUp: z.infer<typeof rampUpSchema>;
+}) => ({
+  /** T of the softened distributions. */
+  temperature: z.number().positive().default(defaults.temperature),
+  /** Added to every teacher probability, without renormalising: 1e-7 in the FFL and ONE authors' code. */
+  teacherEpsilon: z.number().nonnegative().default(defaults.teacherEpsilon),
+  /** The weight w(e) of the distillation terms. */
+  rampUp: rampUpSchema.default(defaults.rampUp),
+});
+const AUTHORS = { temperature: 3, teacherEpsilon: 1e-7, rampUp: { kind: 'exponential', epochs: 80 } } as const;
+
+/** Feature Fusion Learning (Kim et al., ICPR 2020). */
 const fflSchema = z.strictObject({
   name: z.literal('ffl'),
-  /** T of the softened distributions. */
-  temperature: z.number().positive().default(3),
-  /** Added to every teacher probability, without renormalising: 1e-7 in the authors' code. */
-  teacherEpsilon: z.number().nonnegative().default(1e-7),
-  rampUp: rampUpSchema.default({ kind: 'exponential', epochs: 80 }),
-  /** Channels N after the fusion module's pointwise convolution; null: the widest branch's. */
-  fusionChannels: positiveInt.nullable().default(null),
+  ...distilling(AUTHORS),
+  /** null: no fused classifier, the ensemble itself teaches the branches. */
+  fusion: z
+    .strictObject({
+      /** Channels N after the pointwise convolution; null: the widest branch's. */
+      channels: positiveInt.nullable().default(null),
+      /** How last maps of different sizes are brought to the smallest: a strided 3x3 convolution, or average pooling. */
+      align: z.enum(['conv', 'avgpool', 'none']).default('conv'),
+    })
+    .nullable()
+    .prefault({}),
+  /** Ablation: whether the ensemble teaches the fused classifier. */
+  ensembleToFused: z.boolean().default(true),
+  /** Ablation: whether the fused classifier teaches the branches. */
+  fusedToBranch: z.boolean().default(true),
+});
+
+/** Deep Mutual Learning (Zhang et al., CVPR 2018). */
+const dmlSchema = z.strictObject({
+  name: z.literal('dml'),
+  ...distilling({ temperature: 1, teacherEpsilon: 0, rampUp: { kind: 'constant', value: 1 } }),
+  /** All networks by one step, or one after another, each seeing what the ones before have learnt (Algorithm 1). */
+  update: z.enum(['joint', 'alternate']).default('joint'),
+  /** Over a network's peers. */
+  reduce: z.enum(['mean', 'sum']).default('mean'),
+  /** Each peer is a teacher, or the mean of the peers' logits is the one teacher. */
+  target: z.enum(['pairwise', 'peerMean']).default('pairwise'),
+});
+
+/** On-the-fly Native Ensemble (Lan, Zhu, Gong, NeurIPS 2018). */
+const oneSchema = z.strictObject({
+  name: z.literal('one'),
+  ...distilling(AUTHORS),
+  /** Residual blocks before the gate: more than 0 is ONE-E+, which matches the parameters of FFL's fusion module. */
+  gateBlocks: count.default(0),
+});
+
+/** DualNet (Hou, Liu, Wang, ICCV 2017): two networks whose last maps are averaged for a fused classifier. */
+const dualnetSchema = z.strictObject({
+  name: z.literal('dualnet'),
+  /** Weight of each branch's own cross-entropy beside the fused one's, and of its logits in the weighted score. */
+  auxiliaryWeight: z.number().nonnegative().default(0.3),
+  /** `iterative`: the published phases, one after another. */
+  schedule: z.enum(['joint', 'iterative']).default('joint'),
+  /** Of `iterative`: the part of the epochs that each phase gets. Learning rates start anew with each. */
+  phases: z
+    .strictObject({
+      /** The first network alone. */
+      standard: z.number().nonnegative().default(0.4),
+      /** The second one beside it, the first one fixed. */
+      fine: z.number().nonnegative().default(0.4),
+      /** Roles swapped: 0 in the authors' scripts. */
+      coarse: z.number().nonnegative().default(0),
+      /** All three classifiers, both networks fixed. */
+      classifiers: z.number().nonnegative().default(0.2),
+    })
+    .prefault({}),
 });
 
 const perChannel = z.array(z.number()).min(1).max(3);
@@ -78,9 +181,11 @@ export const recipeSchema = z.strictObject({
       .prefault({}),
   }),
   branches: z.array(branchSchema).min(1),
-  /** `shared`: the stem and the stages before the last are one for all branches. `none`: every branch is a whole network. */
+  /** `shared`: the first stages are one for all branches. `none`: every branch is a whole network. */
   trunk: z.enum(['shared', 'none']).default('shared'),
-  method: z.discriminatedUnion('name', [vanillaSchema, fflSchema]),
+  /** The last stage of the trunk; null: the network's own default (CIFAR: all but the last stage; ImageNet: all but two). */
+  shareUntil: z.string().nullable().default(null),
+  method: z.discriminatedUnion('name', [vanillaSchema, fflSchema, dmlSchema, oneSchema, dualnetSchema]),
   training: z.strictObject({
     epochs: positiveInt.default(300),
     /** Stop after this many steps, whatever the epoch; null: after the last epoch. */
@@ -93,9 +198,11 @@ export const recipeSchema = z.strictObject({
     gamma: z.number().positive().default(0.1),
     momentum: z.number().min(0).max(1).default(0.9),
     nesterov: z.boolean().default(true),
-    /** Coupled L2 on every weight of the networks, batch norms and biases included. */
+    /** Coupled L2 on the weights of the networks. */
     weightDecay: z.number().nonnegative().default(1e-4),
-    /** The same for the fusion module. */
+    /** The same for batch norms and biases; null: as all other weights, as in the methods' papers. */
+    normWeightDecay: z.number().nonnegative().nullable().default(null),
+    /** The same for all of FFL's fusion module. */
     fusionWeightDecay: z.number().nonnegative().default(1e-5),
     /** `bf16`: convolutions and activations in bfloat16, weights, statistics and losses in f32. */
     precision: z.enum(['f32', 'bf16']).default('f32'),
@@ -145,12 +252,28 @@ export const recipeSchema = z.strictObject({
 });
 
 export type Recipe = z.infer<typeof recipeSchema>;
-export type Branch = Omit<Recipe['branches'][number], 'count'>;
+type WithoutCount<T> = T extends unknown ? Omit<T, 'count'> : never;
+export type Branch = WithoutCount<Recipe['branches'][number]>;
+export type MethodRecipe<Name extends Recipe['method']['name']> = Extract<Recipe['method'], { name: Name }>;
 export type RampUp = z.infer<typeof rampUpSchema>;
+
+const layers = (from: number, to: number, name: string) =>
+  Array.from({ length: to - from + 1 }, (_, i) => `${name}${from + i}`);
+
+/** A network's stages in order, by what `shareUntil` calls them: nn/models builds these very stages. */
+export const STAGES: Record<Branch['network'], readonly string[]> = {
+  resnet: ['stem', ...layers(1, 3, 'layer')],
+  wrn: ['stem', ...layers(1, 3, 'layer')],
+  vgg: layers(1, 5, 'stage'),
+  densenet: ['stem', ...layers(1, 3, 'dense')],
+  mobilenetv2: ['stem', ...layers(1, 7, 'stage'), 'top'],
+  'imagenet-resnet': ['stem', ...layers(1, 4, 'layer')],
+  'imagenet-mobilenetv2': ['stem', ...layers(1, 7, 'stage'), 'top'],
+};
 
 /** One entry a branch: `count` unrolled. */
 export function branchesOf(recipe: Pick<Recipe, 'branches'>): Branch[] {
-  return recipe.branches.flatMap(({ count, ...branch }) => Array.from({ length: count }, () => branch));
+  return recipe.branches.flatMap(({ count, ...branch }) => Array.from({ length: count }, () => branch as Branch));
 }
 
 /** How many workers the recipe takes: one a replica (`together`) or one a branch of each replica (`split`). */
@@ -213,18 +336,21 @@ function contradictions(recipe: Recipe): string[] {
   const branches = branchesOf(recipe);
   const { batch } = recipe.training;
   const { replicas } = recipe.cluster;
-  branches.forEach(({ depth }, i) => {
-    if ((depth - 2) % 6 !== 0 || depth < 8)
-      problems.push(`branches: branch ${i} has depth ${depth}, which is not 6n+2 (8, 14, 20, 32, ...)`);
+  branches.forEach((branch, i) => {
+    const problem = depthProblem(branch);
+    if (problem !== null) problems.push(`branches: branch ${i} has ${problem}`);
   });
   if (recipe.trunk === 'shared' && branches.some((b) => JSON.stringify(b) !== JSON.stringify(branches[0]))) {
     problems.push('trunk: branches of different networks cannot share a trunk: set trunk to none');
   }
-  if (recipe.method.name === 'ffl' && branches.length < 2) {
-    problems.push(
-      `method.name: ffl fuses at least 2 branches, here is ${branches.length}: add count: 2 to branches.0, or use vanilla`,
-    );
+  if (recipe.shareUntil !== null) {
+    for (const network of new Set(branches.map((branch) => branch.network))) {
+      const stages = STAGES[network].slice(0, -1);
+      if (!stages.includes(recipe.shareUntil))
+        problems.push(`shareUntil: ${network} has no stage ${recipe.shareUntil} before its last: ${stages.join(', ')}`);
+    }
   }
+  problems.push(...methodProblems(recipe, branches.length));
   if (branches.length > 5) problems.push(`branches: ${branches.length} branches, 5 are the most`);
   if (batch % replicas !== 0) {
     problems.push(
@@ -243,6 +369,47 @@ function contradictions(recipe: Recipe): string[] {
         ? 'data.testPath: required with format folder'
         : 'data.testPath: only for format folder',
     );
+  }
+  return problems;
+}
+
+function depthProblem(branch: Branch): string | null {
+  const rule = (base: number, step: number) =>
+    `depth ${'depth' in branch && branch.depth}, which is not ${step}n+${base} (${base + step}, ${base + 2 * step}, ...)`;
+  switch (branch.network) {
+    case 'resnet': {
+      const step = branch.block === 'basic' ? 6 : 9;
+      return (branch.depth - 2) % step === 0 && branch.depth > 2 ? null : rule(2, step);
+    }
+    case 'wrn':
+    case 'densenet':
+      return (branch.depth - 4) % 6 === 0 && branch.depth > 4 ? null : rule(4, 6);
+    default:
+      return null;
+  }
+}
+
+function methodProblems({ method, trunk }: Recipe, branches: number): string[] {
+  const problems: string[] = [];
+  if (method.name !== 'vanilla' && branches < 2) {
+    problems.push(
+      `method.name: ${method.name} needs at least 2 branches, here is ${branches}: add count: 2 to branches.0, or use vanilla`,
+    );
+  }
+  if (method.name === 'dualnet') {
+    if (branches > 2) problems.push(`method.name: dualnet takes 2 branches, here are ${branches}`);
+    if (Object.values(method.phases).every((part) => part === 0)) problems.push('method.phases: at least one above 0');
+  }
+  if (method.name === 'one' && method.gateBlocks > 0 && trunk === 'none') {
+    problems.push(
+      'method.gateBlocks: blocks before the gate need a shared trunk: set trunk to shared, or gateBlocks to 0',
+    );
+  }
+  if (method.name === 'dml' && method.update === 'alternate' && trunk === 'shared') {
+    problems.push('method.update: networks that learn one after another cannot share a trunk: set trunk to none');
+  }
+  if (method.name === 'ffl' && method.fusion === null && method.ensembleToFused) {
+    problems.push('method.ensembleToFused: there is no fused classifier to teach with fusion null: set it to false');
   }
   return problems;
 }

@@ -1,10 +1,48 @@
 /** What changes over a run, as pure functions of the recipe and the epoch or step. Epochs and steps count from 0. */
-import type { RampUp, Recipe } from './recipe.ts';
+import { branchesOf, type RampUp, type Recipe } from './recipe.ts';
 import { stepsPerEpoch } from './sampler.ts';
 
-/** The learning rate of an epoch: multiplied by gamma once for every milestone reached. */
-export function learningRateAt({ learningRate, milestones, gamma }: Recipe['training'], epoch: number): number {
-  return learningRate * gamma ** milestones.filter((milestone) => epoch >= milestone).length;
+/**
+ * The learning rate of an epoch: multiplied by gamma once for every milestone reached. Where a method trains in phases, each
+ * has the whole schedule to itself, at its own scale.
+ */
+export function learningRateAt({ training, method }: Schedule, epoch: number): number {
+  const { learningRate, milestones, gamma, epochs } = training;
+  const phase = phasesOf(method, epochs).find(({ end }) => epoch < end);
+  const at = phase === undefined ? epoch : ((epoch - phase.start) * epochs) / (phase.end - phase.start);
+  return learningRate * gamma ** milestones.filter((milestone) => at >= milestone).length;
+}
+
+type Schedule = Pick<Recipe, 'training' | 'method' | 'branches'>;
+
+/** The rounds that a method's steps are made of, each an update of its own: most have one alone, `all`. */
+export function roundNames({ training, method, branches }: Schedule): string[] {
+  if (method.name === 'dml' && method.update === 'alternate')
+    return branchesOf({ branches }).map((_, k) => `network.${k}`);
+  const phases = phasesOf(method, training.epochs);
+  return phases.length === 0 ? ['all'] : phases.map(({ name }) => name);
+}
+
+/** The rounds of an epoch's steps, in order, by their place in `roundNames`. */
+export function roundsAt(schedule: Schedule, epoch: number): number[] {
+  const phases = phasesOf(schedule.method, schedule.training.epochs);
+  if (phases.length === 0) return roundNames(schedule).map((_, round) => round);
+  const current = phases.findIndex(({ end }) => epoch < end);
+  return [current < 0 ? phases.length - 1 : current];
+}
+
+/** DualNet's published phases: epochs [start, end). */
+function phasesOf(method: Recipe['method'], epochs: number): { name: string; start: number; end: number }[] {
+  if (method.name !== 'dualnet' || method.schedule === 'joint') return [];
+  const parts = Object.entries(method.phases);
+  const whole = parts.reduce((sum, [, part]) => sum + part, 0);
+  let before = 0;
+  return parts.flatMap(([name, part]) => {
+    const start = Math.round((before / whole) * epochs);
+    before += part;
+    const end = Math.round((before / whole) * epochs);
+    return end > start ? [{ name, start, end }] : [];
+  });
 }
 
 /** w(e) of a ramp-up: exp(-5 (1 - clip(e, 0, E) / E)^2), from 0.0067 to 1 over E epochs, constant within each. */

@@ -1,8 +1,8 @@
 /**
  * Layers over named variables: what models and methods are written with.
  *
- * A builder belongs to one phase. In training, batch norms use the batch's statistics and leave them in `statistics`;
- * in evaluation they use the running ones.
+ * A builder belongs to one phase. By `batch`, batch norms normalise with the batch's statistics and leave them in
+ * `statistics`; by `running`, in evaluation and in networks held fixed, with the running ones.
  */
 import { BraidError } from '../core/errors.ts';
 import type { Capture, Variable } from './graph/capture.ts';
@@ -12,6 +12,18 @@ import { type Tensor, tf } from './tensorflow.ts';
 import type { Initialiser, VariableSpec } from './variables.ts';
 
 const BATCH_NORM_EPSILON = 1e-5; // PyTorch's default, as every recipe of methods.md assumes
+
+const ZERO: Initialiser = { kind: 'constant', value: 0 };
+const ONE: Initialiser = { kind: 'constant', value: 1 };
+
+interface LinearInitialisers {
+  weight?: Initialiser;
+  bias?: Initialiser;
+}
+
+/** As torchvision initialises the classifiers of VGG and MobileNetV2; others only take the bias. */
+export const SMALL_NORMAL: LinearInitialisers = { weight: { kind: 'normal', std: 0.01 }, bias: ZERO };
+export const ZERO_BIAS: LinearInitialisers = { bias: ZERO };
 
 type Kind = VariableSpec['kind'];
 
@@ -60,19 +72,31 @@ export class VariableStore {
 
 export class Builder {
   readonly precision: Precision;
-  /** f32[C] by the name of the running statistic that follows them. Training only. */
+  /** f32[C] by the name of the running statistic that follows them. */
   readonly statistics = new Map<string, Tensor>();
+  /** Of convolutions and linear layers, for the whole batch: what papers count (batch norms and pooling are left out). */
+  multiplyAdds = 0;
   private readonly store: VariableStore;
-  /** null: evaluation. */
-  private readonly trainable: Map<string, Tensor> | null;
+  private readonly normaliseBy: 'batch' | 'running';
+  /** Values that may be differentiated by; variables that are not here are read. */
+  private readonly values: Map<string, Tensor>;
 
-  constructor(store: VariableStore, precision: Precision, trainable: Map<string, Tensor> | null) {
+  constructor(
+    store: VariableStore,
+    precision: Precision,
+    normaliseBy: 'batch' | 'running',
+    values: Map<string, Tensor> = new Map(),
+  ) {
     this.store = store;
     this.precision = precision;
-    this.trainable = trainable;
+    this.normaliseBy = normaliseBy;
+    this.values = values;
   }
 
-  /** Convolution without bias. Initialised as N(0, sqrt(2 / (k k O))): He et al. 2015 by fan-out, as the FFL authors do. */
+  /**
+   * Convolution without bias. Initialised as N(0, sqrt(2 / (k k O))): He et al. 2015 by fan-out, as the authors of FFL,
+   * wide ResNets and DenseNets do, and torchvision.
+   */
   conv(name: string, x: Tensor, kernel: number, channels: number, stride = 1): Tensor {
     return layer(name, () => {
       const std = Math.sqrt(2 / (kernel * kernel * channels));
@@ -80,30 +104,32 @@ export class Builder {
         kind: 'normal',
         std,
       });
-      return conv2d(x, cast(weight, 'f32', this.precision), stride);
+      const y = conv2d(x, cast(weight, 'f32', this.precision), stride);
+      this.multiplyAdds += y.size * kernel * kernel * x.shape[3]!;
+      return y;
     });
   }
 
-  /** Depthwise 3x3 without bias, initialised with fan-out 9 C like any convolution of the FFL authors. */
-  depthwise(name: string, x: Tensor): Tensor {
+  /** Depthwise 3x3 without bias, initialised with fan-out 9 C: what the FFL authors' and torchvision's code comes to. */
+  depthwise(name: string, x: Tensor, stride = 1): Tensor {
     return layer(name, () => {
       const channels = x.shape[3]!;
       const std = Math.sqrt(2 / (9 * channels));
       const weight = this.weight(`${name}.weight`, [3, 3, channels, 1], 'depthwise', { kind: 'normal', std });
-      return depthwiseConv2d(x, cast(weight, 'f32', this.precision));
+      const y = depthwiseConv2d(x, cast(weight, 'f32', this.precision), stride);
+      this.multiplyAdds += y.size * 9;
+      return y;
     });
   }
 
   batchNorm(name: string, x: Tensor): Tensor {
     return layer(name, () => {
       const shape = [x.shape.at(-1)!];
-      const one: Initialiser = { kind: 'constant', value: 1 };
-      const zero: Initialiser = { kind: 'constant', value: 0 };
-      const scale = this.weight(`${name}.weight`, shape, 'vector', one);
-      const offset = this.weight(`${name}.bias`, shape, 'vector', zero);
-      this.store.declare(`${name}.running_mean`, shape, 'running_mean', zero);
-      this.store.declare(`${name}.running_var`, shape, 'running_var', one);
-      if (this.trainable === null) {
+      const scale = this.weight(`${name}.weight`, shape, 'vector', ONE);
+      const offset = this.weight(`${name}.bias`, shape, 'vector', ZERO);
+      this.store.declare(`${name}.running_mean`, shape, 'running_mean', ZERO);
+      this.store.declare(`${name}.running_var`, shape, 'running_var', ONE);
+      if (this.normaliseBy === 'running') {
         const mean = this.store.get(`${name}.running_mean`).read();
         const variance = this.store.get(`${name}.running_var`).read();
         return batchNormInference(x, scale, offset, mean, variance, BATCH_NORM_EPSILON);
@@ -115,20 +141,21 @@ export class Builder {
     });
   }
 
-  /** Fully connected with bias, in f32. Initialised as U(-1/sqrt(I), 1/sqrt(I)), PyTorch's default. */
-  linear(name: string, x: Tensor, outputs: number): Tensor {
+  /** Fully connected with bias, in f32. What no initialiser is given for is U(-1/sqrt(I), 1/sqrt(I)), PyTorch's default. */
+  linear(name: string, x: Tensor, outputs: number, initialisers: LinearInitialisers = {}): Tensor {
     return layer(name, () => {
       const inputs = x.shape[1]!;
-      const initialiser: Initialiser = { kind: 'uniform', bound: 1 / Math.sqrt(inputs) };
-      const weight = this.weight(`${name}.weight`, [inputs, outputs], 'linear', initialiser);
-      const bias = this.weight(`${name}.bias`, [outputs], 'vector', initialiser);
+      const usual: Initialiser = { kind: 'uniform', bound: 1 / Math.sqrt(inputs) };
+      const weight = this.weight(`${name}.weight`, [inputs, outputs], 'linear', initialisers.weight ?? usual);
+      const bias = this.weight(`${name}.bias`, [outputs], 'vector', initialisers.bias ?? usual);
+      this.multiplyAdds += x.size * outputs;
       return tf.add(tf.matMul(x as TensorOfRank2, weight as TensorOfRank2), bias);
     });
   }
 
   private weight(name: string, shape: number[], kind: Kind, initialiser: Initialiser): Tensor {
     this.store.declare(name, shape, kind, initialiser);
-    return this.trainable?.get(name) ?? this.store.get(name).read();
+    return this.values.get(name) ?? this.store.get(name).read();
   }
 }
 

@@ -9,6 +9,7 @@ import { readdirSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { Worker } from 'node:worker_threads';
 import { asBraidError, BraidError, type ErrorCode } from '../core/errors.ts';
+import type { Phase } from './phases.ts';
 import type { Program, ProgramOptions } from './program.ts';
 
 export type { Program, Role } from './program.ts';
@@ -20,17 +21,6 @@ export interface DeviceOptions extends ProgramOptions {
 
 /** Typed arrays over SharedArrayBuffers reach the thread without a copy. */
 export type Feed = Float32Array | Int32Array | Uint8Array | number;
-
-export type Phase =
-  | `compute@${number}`
-  | `forward@${number}`
-  | `backward@${number}`
-  | `fuse@${number}`
-  | 'forwardTest'
-  | 'evaluate'
-  | 'apply'
-  | 'read'
-  | 'write';
 
 export interface RunRequest {
   id: number;

@@ -5,22 +5,40 @@
  *   replica   compute@n: images, labels -> gradient, losses          evaluate: images, labels -> scores
  *   branch    forward@n: images -> outputs; backward@n: cotangents -> gradient      forwardTest: images -> outputs
  *   method    fuse@n: outputs.k, labels -> losses, gradient, cotangents.k          evaluate: outputs.k, labels -> scores
- * where n is how many samples the shard has. `outputs` is flat: [features | logits].
+ * where n is how many samples the shard has. `outputs` is flat: the logits, then what the method reads.
+ *
+ * A method whose steps are several updates (core/schedule.ts's rounds) has those of training and `apply` once a round, in
+ * which only some variables learn: `compute.1@n`, `apply.1` are those of the second.
  *
  * The gradient is flat too: per segment, the gradients of its trainable variables and then the batch statistics of its
  * batch norms, all times the shard's part of the global batch, so that the sum over all shards is the mean over the batch.
  */
-import { BraidError } from '../core/errors.ts';
 import { branchesOf, type Recipe } from '../core/recipe.ts';
+import { roundNames } from '../core/schedule.ts';
 import { Builder, VariableStore } from './builder.ts';
 import { type Capture, capture, type Graph } from './graph/capture.ts';
-import { cast, crossEntropy, inTopK } from './graph/ops.ts';
-import { type MethodInput, methodOf, type TrainingInput } from './methods/method.ts';
-import { type BranchOutputs, branch, featureShape, type ImageSize, trunk } from './models/resnet.ts';
+import { cast, crossEntropy, globalAveragePool, inTopK, logSoftmax, stopGradient } from './graph/ops.ts';
+import {
+  type BranchOutputs,
+  type Method,
+  type MethodInput,
+  methodOf,
+  type Owner,
+  type TrainingInput,
+} from './methods/method.ts';
+import { type Cut, cutOf, type Network, networkOf, runStages, shapeAfter } from './models/network.ts';
+import { applyPhase, trainingPhase } from './phases.ts';
+import { CALIBRATION_BINS } from './scores.ts';
 import { type Tensor, tf } from './tensorflow.ts';
 import { stateLength, type VariableSpec } from './variables.ts';
 
 export type Role = { kind: 'replica' } | { kind: 'branch'; branch: number } | { kind: 'method' };
+
+export interface ImageSize {
+  height: number;
+  width: number;
+  channels: number;
+}
 
 export interface ProgramOptions {
   recipe: Recipe;
@@ -36,15 +54,22 @@ export interface Program {
   variables: VariableSpec[];
   /** f32 elements. */
   stateLength: number;
+  /** In core/schedule.ts's order. */
+  rounds: Round[];
+  classifiers: string[];
+  /** f32 elements of `outputs`, for each of a branch's forward phases: "train@128", "test". */
+  outputLengths: Record<string, number>;
+}
+
+/** One update. */
+export interface Round {
+  /** f32 elements; 0 where nothing of this role learns. */
   gradientLength: number;
   /** Parts of the flat gradient that are summed over different workers, in order; together they are all of it. */
   segments: { name: 'all' | 'trunk' | 'branch' | 'method'; offset: number; length: number }[];
   /** Names of the variables, in the order in which the flat gradient has them. */
   gradientOrder: string[];
   losses: string[];
-  classifiers: string[];
-  /** f32 elements of `outputs`, for each of a branch's forward phases. */
-  outputLengths: Record<string, number>;
 }
 
 const RUNNING_DECAY = 0.9; // of the running statistics a step: PyTorch's momentum of 0.1
@@ -63,27 +88,44 @@ export function describeProgram(c: Capture, options: ProgramOptions): Program {
   return new ProgramBuilder(c, options).build();
 }
 
+/** How much of the network a builder's batch norms normalise by the batch: the rest are fixed functions. */
+interface Builders {
+  learning: Builder;
+  fixed: Builder;
+}
+
 class ProgramBuilder {
   private readonly c: Capture;
   private readonly options: ProgramOptions;
+  private readonly method: Method;
+  private readonly cuts: { network: Network; cut: Cut }[];
+  private readonly shared: boolean;
   private readonly store: VariableStore;
   private readonly momenta = new Map<string, ReturnType<Capture['variable']>>();
-  private readonly losses: string[] = [];
+  /** Names of the variables of the branches' classifiers. */
+  private readonly heads = new Set<string>();
+  private readonly rounds: Round[] = [];
   private readonly classifiers: string[] = [];
   private readonly outputLengths: Record<string, number> = {};
 
   constructor(c: Capture, options: ProgramOptions) {
+    const { recipe } = options;
     this.c = c;
     this.options = options;
-    const shared = options.recipe.trunk === 'shared';
+    this.method = methodOf(recipe);
+    this.shared = recipe.trunk === 'shared';
+    this.cuts = branchesOf(recipe).map((branch) => {
+      const network = networkOf(branch);
+      return { network, cut: cutOf(network, recipe) };
+    });
     this.store = new VariableStore(c, (name) => {
-      if (name.startsWith('trunk.')) return shared ? 'trunk' : 'branch';
-      return name.startsWith('branch.') ? 'branch' : 'method';
+      if (name.startsWith('trunk.')) return this.shared ? 'trunk' : 'branch';
+      return /^(branch|gate\.blocks)\./.test(name) ? 'branch' : 'method';
     });
   }
 
   build(): Program {
-    const { role, shardSizes } = this.options;
+    const { role, shardSizes, recipe } = this.options;
     // Evaluation first: it declares every variable, so that training can differentiate with respect to all of them.
     if (role.kind === 'branch') this.forwardTest(role.branch);
     else this.evaluate();
@@ -91,21 +133,26 @@ class ProgramBuilder {
     for (const { name, shape, trainable } of this.store.specs) {
       if (trainable) this.momenta.set(name, this.c.variable(`${name}/momentum`, shape));
     }
-    for (const n of shardSizes) {
-      if (role.kind === 'replica') this.compute(n);
-      else if (role.kind === 'branch') this.forwardBackward(role.branch, n);
-      else this.fuse(n);
-    }
-    this.apply();
+    roundNames(recipe).forEach((name, round) => {
+      const segments = this.segments(name);
+      this.rounds.push({
+        segments,
+        gradientLength: segments.reduce((sum, { length }) => sum + length, 0),
+        gradientOrder: segments.flatMap((segment) => this.segmentVariables(segment.name, name).map((v) => v.name)),
+        losses: [],
+      });
+      for (const n of shardSizes) {
+        if (role.kind === 'replica') this.compute(round, name, n);
+        else if (role.kind === 'branch') this.forwardBackward(round, name, role.branch, n);
+        else this.fuse(round, name, n);
+      }
+      this.apply(round, name);
+    });
     this.readAndWrite();
-    const segments = this.segments();
     return {
       variables: this.store.specs,
       stateLength: stateLength(this.store.specs),
-      gradientLength: segments.reduce((sum, { length }) => sum + length, 0),
-      segments,
-      gradientOrder: segments.flatMap(({ name }) => this.segmentVariables(name).map((v) => v.name)),
-      losses: this.losses,
+      rounds: this.rounds,
       classifiers: this.classifiers,
       outputLengths: this.outputLengths,
     };
@@ -113,21 +160,22 @@ class ProgramBuilder {
 
   // ---------------------------------------------------------------------------------------------- together
 
-  private compute(n: number): void {
+  private compute(round: number, name: string, n: number): void {
     const { c } = this;
-    c.phase(`compute@${n}`, () => {
+    c.phase(trainingPhase('compute', round, n), () => {
       const images = this.images(n);
       const { labels, distillWeight, shardWeight } = this.trainingFeeds(n);
-      const trainable = this.store.readTrainable();
-      const b = this.builder(trainable);
+      const { builders, learning } = this.training(name);
       let losses: Tensor | undefined;
-      const gradients = this.differentiate([...trainable.values()], () => {
-        const input = { branches: this.replica(b, images), classes: this.options.classes, labels, distillWeight };
-        const { total, flat } = this.lossesOf(b, input);
+      const gradients = this.differentiate([...learning.values()], () => {
+        const branches = this.replica(builders, images, name);
+        const input = { branches, classes: this.options.classes, labels, distillWeight };
+        const { total, flat } = this.lossesOf(builders.learning, input, round, name);
         losses = tf.keep(flat);
         return total;
       });
-      return { gradient: this.flatGradient(b, gradients, shardWeight), losses: losses! };
+      const gradient = this.flatGradient(round, builders.learning, [...learning.keys()], gradients, shardWeight);
+      return { gradient, losses: losses! };
     });
   }
 
@@ -135,130 +183,210 @@ class ProgramBuilder {
     const { recipe, role } = this.options;
     const { batch } = recipe.evaluation;
     this.c.phase('evaluate', () => {
+      const { fixed } = this.evaluation();
       const branches =
         role.kind === 'replica'
-          ? this.replica(this.builder(null), this.images(batch))
+          ? this.replica({ learning: fixed, fixed }, this.images(batch), null)
           : this.outputFeeds(batch).branches;
       const labels = this.c.feed('labels', [batch], 'int32');
-      return { scores: this.scores(this.builder(null), { branches, classes: this.options.classes }, labels) };
+      return { scores: this.scores(fixed, { branches, classes: this.options.classes }, labels) };
     });
   }
 
-  /** Every branch's outputs for the same images. */
-  private replica(b: Builder, images: Tensor): BranchOutputs[] {
-    const networks = branchesOf(this.options.recipe);
-    const shared = this.options.recipe.trunk === 'shared' ? trunk(b, 'trunk.0', images, networks[0]!) : null;
-    return networks.map((network, k) => this.branchOutputs(b, images, shared, network, k));
+  // ---------------------------------------------------------------------------------------------- networks
+
+  /** Every branch's outputs for the same images. @param round null: evaluation */
+  private replica(builders: Builders, images: Tensor, round: string | null): BranchOutputs[] {
+    const trunk = this.shared ? this.trunk(builders, images, 0, round) : null;
+    return this.cuts.map((_, k) => this.branch(builders, trunk ?? this.trunk(builders, images, k, round), k, round));
   }
 
-  private branchOutputs(
-    b: Builder,
-    images: Tensor,
-    shared: Tensor | null,
-    network: ReturnType<typeof branchesOf>[number],
-    k: number,
-  ): BranchOutputs {
-    return branch(b, `branch.${k}`, shared ?? trunk(b, `trunk.${k}`, images, network), network, this.options.classes);
+  private ownBranch(builders: Builders, images: Tensor, k: number, round: string | null): BranchOutputs {
+    return this.branch(builders, this.trunk(builders, images, this.shared ? 0 : k, round), k, round);
+  }
+
+  private trunk(builders: Builders, images: Tensor, k: number, round: string | null): Tensor {
+    return runStages(this.cuts[k]!.cut.trunk, this.builderOf(builders, k, round), `trunk.${k}`, images);
+  }
+
+  private branch(builders: Builders, trunkMap: Tensor, k: number, round: string | null): BranchOutputs {
+    const { network, cut } = this.cuts[k]!;
+    const fixed = this.isFixed(k, round);
+    const b = this.builderOf(builders, k, round);
+    const prefix = `branch.${k}`;
+    const map = runStages(cut.branch, b, prefix, fixed ? stopGradient(trunkMap) : trunkMap);
+    const { reads } = this.method;
+    const pooled = globalAveragePool(cast(map, b.precision, 'f32'));
+    const before = this.store.specs.length;
+    const logits = network.head(b, prefix, pooled, this.options.classes);
+    for (const { name } of this.store.specs.slice(before)) this.heads.add(name);
+    return {
+      logits,
+      ...(reads.includes('map') && { map }),
+      ...(reads.includes('pooled') && { pooled }),
+      ...(this.hasGate(k) && { gate: this.method.gateFeatures!(b, trunkMap) }),
+    };
+  }
+
+  /** A shared trunk's map reaches the gate once: by the first branch. */
+  private hasGate(k: number): boolean {
+    return this.method.reads.includes('gate') && (!this.shared || k === 0);
+  }
+
+  private isFixed(k: number, round: string | null): boolean {
+    return round === null || (this.method.isFixed?.(k, round) ?? false);
+  }
+
+  private builderOf(builders: Builders, k: number, round: string | null): Builder {
+    return this.isFixed(k, round) ? builders.fixed : builders.learning;
   }
 
   // ---------------------------------------------------------------------------------------------- split: a branch
 
-  private forwardBackward(k: number, n: number): void {
+  private forwardBackward(round: number, name: string, k: number, n: number): void {
     const { c } = this;
-    const [forward, backward] = [`forward@${n}`, `backward@${n}`];
-    c.continueIn(backward);
+    const [forward, backward] = [trainingPhase('forward', round, n), trainingPhase('backward', round, n)];
     const length = this.outputLength(k, n);
+    this.outputLengths[`train@${n}`] = length;
+    const learns = this.rounds[round]!.gradientLength > 0;
+    if (!learns) {
+      c.phase(forward, () => {
+        const { builders } = this.training(name);
+        return { outputs: this.flatOutputs(this.ownBranch(builders, this.images(n), k, name), k) };
+      });
+      return;
+    }
+    c.continueIn(backward);
     const cotangents = c.feed('cotangents', [length]);
     const shardWeight = c.feed('shardWeight', []);
     c.continueIn(forward);
     const images = this.images(n);
-    const trainable = this.store.readTrainable();
-    const b = this.builder(trainable);
-    const gradients = this.differentiate(
-      [...trainable.values()],
-      () => {
-        const outputs = this.flatOutputs(b, this.ownBranch(b, images, k));
-        c.fetch('outputs', outputs);
-        c.continueIn(backward); // autodiff runs now, and is another session run
-        return outputs;
-      },
-      cotangents,
-    );
-    c.fetch('gradient', this.flatGradient(b, gradients, shardWeight));
-    this.outputLengths[`train@${n}`] = length;
+    const { builders, learning } = this.training(name);
+    const forwards = () => {
+      const outputs = this.flatOutputs(this.ownBranch(builders, images, k, name), k);
+      c.fetch('outputs', outputs);
+      c.continueIn(backward); // autodiff runs now, and is another session run
+      return outputs;
+    };
+    let gradients: Tensor[];
+    if (this.branchLearns(k, name)) gradients = this.differentiate([...learning.values()], forwards, cotangents);
+    else {
+      // The shared trunk learns, but not by this branch.
+      forwards();
+      gradients = [...learning.values()].map((value) => tf.mul(value, tf.scalar(0)));
+    }
+    const gradient = this.flatGradient(round, builders.learning, [...learning.keys()], gradients, shardWeight);
+    c.fetch('gradient', gradient);
   }
 
   private forwardTest(k: number): void {
     const { batch } = this.options.recipe.evaluation;
-    const b = this.builder(null);
-    this.c.phase('forwardTest', () => ({ outputs: this.flatOutputs(b, this.ownBranch(b, this.images(batch), k)) }));
+    this.c.phase('forwardTest', () => {
+      const { fixed } = this.evaluation();
+      const outputs = this.ownBranch({ learning: fixed, fixed }, this.images(batch), k, null);
+      return { outputs: this.flatOutputs(outputs, k) };
+    });
     this.outputLengths.test = this.outputLength(k, batch);
   }
 
-  private ownBranch(b: Builder, images: Tensor, k: number): BranchOutputs {
-    const { recipe } = this.options;
-    const network = branchesOf(recipe)[k];
-    if (network === undefined) throw new BraidError('INTERNAL', `branch ${k} of ${branchesOf(recipe).length}`);
-    const shared = recipe.trunk === 'shared' ? trunk(b, 'trunk.0', images, network) : null;
-    return this.branchOutputs(b, images, shared, network, k);
+  private flatOutputs(outputs: BranchOutputs, k: number): Tensor {
+    const { precision } = this.options.recipe.training;
+    const parts = this.outputShapes(k, 1).map(([name]) => {
+      const tensor = name === 'map' ? cast(outputs.map!, precision, 'f32') : outputs[name]!;
+      return tf.reshape(tensor, [tensor.size]);
+    });
+    return parts.length === 1 ? parts[0]! : tf.concat(parts);
   }
 
-  private flatOutputs(b: Builder, { features, logits }: BranchOutputs): Tensor {
-    const maps = cast(features, b.precision, 'f32');
-    return tf.concat([tf.reshape(maps, [maps.size]), tf.reshape(logits, [logits.size])]);
+  /** What branch k's flat outputs hold, in order. */
+  private outputShapes(k: number, n: number): [keyof BranchOutputs, number[]][] {
+    const { image, classes } = this.options;
+    const { reads } = this.method;
+    const { network, cut } = this.cuts[k]!;
+    const [height, width, channels] = shapeAfter(network.stages, image);
+    const shapes: [keyof BranchOutputs, number[]][] = [['logits', [n, classes]]];
+    if (reads.includes('map')) shapes.push(['map', [n, height, width, channels]]);
+    if (reads.includes('pooled')) shapes.push(['pooled', [n, channels]]);
+    if (this.hasGate(k)) shapes.push(['gate', [n, shapeAfter(cut.trunk, image)[2]]]);
+    return shapes;
   }
 
   private outputLength(k: number, n: number): number {
-    const [h, w, c] = this.featureShape(k);
-    return n * (h * w * c + this.options.classes);
-  }
-
-  private featureShape(k: number): [number, number, number] {
-    return featureShape(branchesOf(this.options.recipe)[k]!, this.options.image);
+    return this.outputShapes(k, n).reduce((sum, [, shape]) => sum + sizeOf(shape), 0);
   }
 
   // ---------------------------------------------------------------------------------------------- split: the method
 
-  private fuse(n: number): void {
+  private fuse(round: number, name: string, n: number): void {
     const { c } = this;
-    c.phase(`fuse@${n}`, () => {
+    c.phase(trainingPhase('fuse', round, n), () => {
       const { flats } = this.outputFeeds(n);
       const { labels, distillWeight, shardWeight } = this.trainingFeeds(n);
-      const trainable = this.store.readTrainable();
-      const b = this.builder(trainable);
+      const { builders, learning } = this.training(name);
+      const taught = flats.flatMap((_, k) => (this.branchLearns(k, name) ? [k] : []));
       let losses: Tensor | undefined;
-      const gradients = this.differentiate([...flats, ...trainable.values()], () => {
+      const xs = [...taught.map((k) => flats[k]!), ...learning.values()];
+      const gradients = this.differentiate(xs, () => {
         const branches = flats.map((flat, k) => this.unflatten(flat, k, n));
-        const { total, flat } = this.lossesOf(b, { branches, classes: this.options.classes, labels, distillWeight });
+        const input = { branches, classes: this.options.classes, labels, distillWeight };
+        const { total, flat } = this.lossesOf(builders.learning, input, round, name);
         losses = tf.keep(flat);
         return total;
       });
-      const cotangents = Object.fromEntries(flats.map((_, k) => [`cotangents.${k}`, gradients[k]!]));
-      const fetches: Record<string, Tensor> = { losses: losses!, ...cotangents };
-      const own = gradients.slice(flats.length);
-      if (own.length > 0) fetches.gradient = this.flatGradient(b, own, shardWeight);
+      const fetches: Record<string, Tensor> = { losses: losses! };
+      taught.forEach((k, i) => {
+        fetches[`cotangents.${k}`] = gradients[i]!;
+      });
+      const own = gradients.slice(taught.length);
+      if (own.length > 0)
+        fetches.gradient = this.flatGradient(round, builders.learning, [...learning.keys()], own, shardWeight);
       return fetches;
     });
   }
 
+  /** Whether any variable of the branch may learn. */
+  private branchLearns(branch: number, round: string): boolean {
+    const { learns } = this.method;
+    return learns === undefined || [true, false].some((head) => learns({ branch, head }, round));
+  }
+
   private outputFeeds(n: number): { flats: Tensor[]; branches: BranchOutputs[] } {
-    const flats = branchesOf(this.options.recipe).map((_, k) => this.c.feed(`outputs.${k}`, [this.outputLength(k, n)]));
+    const flats = this.cuts.map((_, k) => this.c.feed(`outputs.${k}`, [this.outputLength(k, n)]));
     return { flats, branches: flats.map((flat, k) => this.unflatten(flat, k, n)) };
   }
 
   private unflatten(flat: Tensor, k: number, n: number): BranchOutputs {
-    const [h, w, c] = this.featureShape(k);
-    const [maps, logits] = tf.split(flat, [n * h * w * c, n * this.options.classes]);
-    return {
-      features: cast(tf.reshape(maps!, [n, h, w, c]), 'f32', this.options.recipe.training.precision),
-      logits: tf.reshape(logits!, [n, this.options.classes]),
-    };
+    const shapes = this.outputShapes(k, n);
+    const sizes = shapes.map(([, shape]) => sizeOf(shape));
+    const parts = shapes.length === 1 ? [flat] : tf.split(flat, sizes);
+    const named = shapes.map(([name, shape], i) => {
+      const tensor = tf.reshape(parts[i]!, shape);
+      return [name, name === 'map' ? cast(tensor, 'f32', this.options.recipe.training.precision) : tensor] as const;
+    });
+    return Object.fromEntries(named) as unknown as BranchOutputs;
   }
 
   // ---------------------------------------------------------------------------------------------- shared parts
 
-  private builder(trainable: Map<string, Tensor> | null): Builder {
-    return new Builder(this.store, this.options.recipe.training.precision, trainable);
+  /** Builders over one reading of all variables, and those of the role's that learn in the round. */
+  private training(round: string): { builders: Builders; learning: Map<string, Tensor> } {
+    const { precision } = this.options.recipe.training;
+    const values = this.store.readTrainable();
+    const builders = {
+      learning: new Builder(this.store, precision, 'batch', values),
+      fixed: new Builder(this.store, precision, 'running', values),
+    };
+    const learning = new Map([...values].filter(([name]) => this.learns(name, round)));
+    return { builders, learning };
+  }
+
+  private evaluation(): { fixed: Builder } {
+    return { fixed: new Builder(this.store, this.options.recipe.training.precision, 'running') };
+  }
+
+  private learns(name: string, round: string): boolean {
+    const owner: Owner = { branch: branchNumber(name), head: this.heads.has(name) };
+    return this.method.learns?.(owner, round) ?? true;
   }
 
   /** Fed as bytes, normalised here: (x - mean) / std on the 0..255 scale. */
@@ -279,84 +407,103 @@ class ProgramBuilder {
     };
   }
 
-  private lossesOf(b: Builder, input: TrainingInput): { total: Tensor; flat: Tensor } {
-    const terms = methodOf(this.options.recipe).losses(b, input);
-    this.losses.splice(0, Infinity, ...Object.keys(terms));
+  private lossesOf(b: Builder, input: TrainingInput, round: number, name: string): { total: Tensor; flat: Tensor } {
+    const terms = this.method.losses(b, input, name);
+    this.rounds[round]!.losses = Object.keys(terms);
     return { total: terms.total, flat: tf.stack(Object.values(terms)) };
   }
 
   /** d y / d xs, by tfjs's autodiff. A tensor that y does not depend on is an error. */
   private differentiate(xs: Tensor[], y: () => Tensor, dy?: Tensor): Tensor[] {
+    if (xs.length === 0) {
+      y();
+      return [];
+    }
     return tf.engine().gradients(y as never, xs, (dy ?? null) as never).grads;
   }
 
-  private flatGradient(b: Builder, gradients: Tensor[], shardWeight: Tensor): Tensor {
-    const { role, recipe } = this.options;
-    const trainable = this.store.specs.filter((v) => v.trainable);
-    const byName = new Map([...trainable.map((v, i) => [v.name, gradients[i]!] as const), ...b.statistics]);
+  private flatGradient(round: number, b: Builder, names: string[], gradients: Tensor[], shardWeight: Tensor): Tensor {
+    const { role } = this.options;
+    const byName = new Map([...names.map((name, i) => [name, gradients[i]!] as const), ...b.statistics]);
     // In `split` every branch's worker brings the same statistics of a shared trunk, and they are summed.
-    const sharers = role.kind === 'branch' ? branchesOf(recipe).length : 1;
-    const part = (v: VariableSpec): Tensor => {
-      const flat = tf.reshape(byName.get(v.name)!, [v.size]);
+    const sharers = role.kind === 'branch' ? this.cuts.length : 1;
+    const specs = new Map(this.store.specs.map((v) => [v.name, v]));
+    const parts = this.rounds[round]!.gradientOrder.map((name) => {
+      const v = specs.get(name)!;
+      const flat = tf.reshape(byName.get(name)!, [v.size]);
       const shared = !v.trainable && v.segment === 'trunk' && sharers > 1;
       return shared ? tf.mul(flat, tf.scalar(1 / sharers)) : flat;
-    };
-    const parts = this.segments().flatMap(({ name }) => this.segmentVariables(name).map(part));
+    });
     return tf.mul(tf.concat(parts), shardWeight);
   }
 
-  /** A segment's variables in gradient order: trainable ones, then running statistics. */
-  private segmentVariables(name: string): VariableSpec[] {
-    const own = this.store.specs.filter((v) => name === 'all' || v.segment === name);
+  /** A segment's variables that learn in a round, in gradient order: trainable ones, then running statistics. */
+  private segmentVariables(segment: string, round: string): VariableSpec[] {
+    const own = this.store.specs.filter(
+      (v) => (segment === 'all' || v.segment === segment) && this.learns(v.name, round),
+    );
     return [...own.filter((v) => v.trainable), ...own.filter((v) => !v.trainable)];
   }
 
-  private segments(): Program['segments'] {
+  private segments(round: string): Round['segments'] {
     const names = this.options.role.kind === 'replica' ? (['all'] as const) : (['trunk', 'branch', 'method'] as const);
     let offset = 0;
     return names.flatMap((name) => {
-      const length = this.segmentVariables(name).reduce((sum, v) => sum + v.size, 0);
+      const length = this.segmentVariables(name, round).reduce((sum, v) => sum + v.size, 0);
       const segment = { name, offset, length };
       offset += length;
       return length === 0 ? [] : [segment];
     });
   }
 
+  /** nn/scores.ts's values for every classifier. */
   private scores(b: Builder, input: MethodInput, labels: Tensor): Tensor {
-    const present = tf.greaterEqual(labels, tf.scalar(0, 'int32')); // -1 pads the last batch
+    const present = tf.cast(tf.greaterEqual(labels, tf.scalar(0, 'int32')), 'float32'); // -1 pads the last batch
     const targets = tf.maximum(labels, tf.scalar(0, 'int32'));
-    const count = (hits: Tensor) => tf.sum(tf.cast(tf.logicalAnd(hits, present), 'float32'));
-    const classifiers = methodOf(this.options.recipe).classifiers(b, input);
+    const hits = (logits: Tensor, k: number) => tf.mul(tf.cast(inTopK(logits, targets, k), 'float32'), present);
+    const bins = tf.tensor1d(Array.from({ length: CALIBRATION_BINS - 1 }, (_, i) => (i + 1) / CALIBRATION_BINS));
+    const classifiers = this.method.classifiers(b, input);
     this.classifiers.push(...Object.keys(classifiers));
-    return tf.stack(
-      Object.values(classifiers).flatMap((logits) => [
-        count(inTopK(logits, targets, 1)),
-        count(inTopK(logits, targets, Math.min(TOP_K, this.options.classes))),
-        tf.sum(tf.mul(crossEntropy(logits, targets), tf.cast(present, 'float32'))),
-      ]),
+    return tf.concat(
+      Object.values(classifiers).flatMap((logits) => {
+        const right = hits(logits, 1);
+        const confidence = tf.exp(tf.max(logSoftmax(logits), 1, true)); // [B, 1]
+        const reached = tf.mul(tf.cast(tf.greaterEqual(confidence, bins), 'float32'), tf.expandDims(present, 1));
+        // Of those that reached each edge (all reach the first): how many, their confidences, how many right.
+        const counted = tf.concat([tf.expandDims(present, 1), reached], 1); // [B, bins]
+        return [
+          tf.stack([
+            tf.sum(right),
+            tf.sum(hits(logits, Math.min(TOP_K, this.options.classes))),
+            tf.sum(tf.mul(crossEntropy(logits, targets), present)),
+          ]),
+          tf.sum(counted, 0),
+          tf.sum(tf.mul(counted, confidence), 0),
+          tf.sum(tf.mul(counted, tf.expandDims(right, 1)), 0),
+        ];
+      }),
     );
   }
 
   // ---------------------------------------------------------------------------------------------- state
 
   /** SGD with coupled weight decay: g + wd w enters the momentum, as in PyTorch. */
-  private apply(): void {
+  private apply(round: number, name: string): void {
     const { recipe } = this.options;
-    const { momentum, nesterov, weightDecay, fusionWeightDecay } = recipe.training;
-    const variables = this.segments().flatMap(({ name }) => this.segmentVariables(name));
+    const { momentum, nesterov } = recipe.training;
+    const variables = this.segments(name).flatMap((segment) => this.segmentVariables(segment.name, name));
     if (variables.length === 0) return;
-    const total = variables.reduce((sum, v) => sum + v.size, 0);
-    this.c.phase('apply', () => {
+    this.c.phase(applyPhase(round), () => {
       const learningRate = this.c.feed('learningRate', []);
       const parts = tf.split(
-        this.c.feed('gradient', [total]),
+        this.c.feed('gradient', [this.rounds[round]!.gradientLength]),
         variables.map((v) => v.size),
       );
       variables.forEach((spec, i) => {
         const variable = this.store.get(spec.name);
         const part = tf.reshape(parts[i]!, spec.shape);
         if (spec.trainable) {
-          const decay = spec.segment === 'method' ? fusionWeightDecay : weightDecay;
+          const decay = weightDecayOf(spec, recipe.training);
           const gradient = tf.add(part, tf.mul(variable.read(), tf.scalar(decay)));
           variable.applyMomentum(this.momenta.get(spec.name)!, learningRate, gradient, momentum, nesterov);
         } else {
@@ -381,4 +528,23 @@ class ProgramBuilder {
       return {};
     });
   }
+}
+
+/** The weight-decay group of a variable: FFL's fusion module, batch norms and biases, or all other weights. */
+export function weightDecayOf(
+  { name, kind }: Pick<VariableSpec, 'name' | 'kind'>,
+  training: Recipe['training'],
+): number {
+  if (name.startsWith('fusion.')) return training.fusionWeightDecay;
+  return kind === 'vector' ? (training.normWeightDecay ?? training.weightDecay) : training.weightDecay;
+}
+
+/** Whose a variable is: 'trunk.1.conv1.weight' is branch 1's; null: the method's own. */
+function branchNumber(name: string): number | null {
+  const match = /^(?:trunk|branch)\.(\d+)\./.exec(name);
+  return match === null ? null : Number(match[1]);
+}
+
+function sizeOf(shape: number[]): number {
+  return shape.reduce((a, b) => a * b, 1);
 }

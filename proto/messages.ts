@@ -84,10 +84,15 @@ export interface ReductionGroup {
 export interface PrepareResponse {
   variables: string;
   stateLength: number;
-  gradientLength: number;
-  losses: string[];
+  rounds: Round[];
   classifiers: string[];
   outputLengths: number[];
+}
+
+export interface Round {
+  gradientLength: number;
+  segments: string[];
+  losses: string[];
 }
 
 /** Where a message belongs; every message of the Worker service has these three. */
@@ -110,6 +115,7 @@ export interface ComputeRequest {
   step: number;
   distillWeight: number;
   shardWeight: number;
+  round: number;
 }
 
 export interface ComputeResponse {
@@ -124,6 +130,7 @@ export interface ForwardRequest {
   step: number;
   split: Split;
   shardWeight: number;
+  round: number;
 }
 
 export interface ReduceResponse {
@@ -137,6 +144,7 @@ export interface CommitRequest {
   generation: number;
   step: number;
   learningRate: number;
+  last: boolean;
 }
 
 export interface EvaluateResponse {
@@ -148,6 +156,7 @@ export interface ClassifierScore {
   top1: number;
   top5: number;
   lossSum: number;
+  bins: number[];
 }
 
 export interface Part {

@@ -442,7 +442,7 @@ test('a checkpoint of another network or order of samples is refused, naming eac
   await first.running;
   for (const [changes, message] of [
     [
-      { branches: [{ count: 2, depth: 14 }] },
+      { branches: [{ network: 'resnet', count: 2, depth: 14 }] },
       /another network: branches.0.depth is 8 there and 14 here; branches.1.depth/,
     ],
     [{ method: { name: 'vanilla' } }, /method.name is "ffl" there and "vanilla" here/],

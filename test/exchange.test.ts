@@ -38,7 +38,7 @@ async function world(ranks: number, transport: 'unix' | 'tcp' = 'unix'): Promise
     rank,
     addresses: exchanges.map(({ address }) => address),
     gradientLength: segments.reduce((sum, { length }) => sum + length, 0),
-    segments,
+    rounds: [segments],
   });
   return {
     exchanges,
@@ -166,7 +166,7 @@ for (const ranks of [1, 2, 3, 4]) {
           x.gradient.set(gradients[rank]!);
         });
         const expected = sumInRankOrder(gradients);
-        const results = await Promise.all(w.exchanges.map((x) => x.reduce(7, never)));
+        const results = await Promise.all(w.exchanges.map((x) => x.reduce(7, 0, never)));
         w.exchanges.forEach((x, rank) => {
           t.true(sameBits(x.reduced, expected));
           t.true(sameBits(x.gradient, gradients[rank]!));
@@ -191,7 +191,7 @@ test('over TCP the sum is the same', async (t) => {
   w.exchanges.forEach((x, rank) => {
     x.gradient.set(gradients[rank]!);
   });
-  await Promise.all(w.exchanges.map((x) => x.reduce(0, never)));
+  await Promise.all(w.exchanges.map((x) => x.reduce(0, 0, never)));
   t.true(w.exchanges.every((x) => sameBits(x.reduced, sumInRankOrder(gradients))));
 });
 
@@ -208,7 +208,7 @@ test('segments with groups of their own are summed apart, and steps follow one a
   w.exchanges.forEach((x, rank) => {
     x.gradient.set(gradients[rank]!);
   });
-  for (let step = 0; step < 5; step++) await Promise.all(w.exchanges.map((x) => x.reduce(step, never)));
+  for (let step = 0; step < 5; step++) await Promise.all(w.exchanges.map((x) => x.reduce(step, 0, never)));
   w.exchanges.forEach((x, rank) => {
     const cut = (r: number, from: number, to: number) => gradients[r]!.subarray(from, to);
     const trunkSum = sumInRankOrder([0, 1, 2, 3].map((r) => cut(r, 0, trunk)));
@@ -223,7 +223,7 @@ test('a worker that shares nothing reduces in place, without traffic', async (t)
   await w.connect(() => all(1000, 1));
   const [x] = w.exchanges;
   x!.gradient.set(gradientOf(0, 1000));
-  const { sentBytes, receivedBytes, segmentNorms } = await x!.reduce(0, never);
+  const { sentBytes, receivedBytes, segmentNorms } = await x!.reduce(0, 0, never);
   t.deepEqual([sentBytes, receivedBytes], [0, 0]);
   t.is(x!.reduced, x!.gradient);
   const norm = Math.hypot(...x!.gradient);
@@ -235,12 +235,12 @@ test('a gradient that is not finite is an error on every rank that names whose i
   await w.connect(() => all(100, 2));
   w.exchanges[1]!.gradient[55] = Number.NaN;
   const [zero, one] = await Promise.all(
-    w.exchanges.map((x) => t.throwsAsync(x.reduce(3, never), { code: 'NON_FINITE' })),
+    w.exchanges.map((x) => t.throwsAsync(x.reduce(3, 0, never), { code: 'NON_FINITE' })),
   );
   t.regex(zero!.message, /step 3: .*segment all.* though rank 0's own is$/);
   t.regex(one!.message, /rank 1's own gradient has NaN or infinity$/);
   w.exchanges[1]!.gradient[55] = 1;
-  await Promise.all(w.exchanges.map((x) => x.reduce(4, never)));
+  await Promise.all(w.exchanges.map((x) => x.reduce(4, 0, never)));
   t.is(w.exchanges[0]!.reduced[55], 1);
 });
 
@@ -250,36 +250,39 @@ test('a peer that dies in the middle of a reduction is named with its phase, and
   await w.connect(() => all(length, 3));
   const gradient = gradientOf(0, length);
   w.exchanges[0]!.gradient.set(gradient);
-  const reducing = [0, 1].map((rank) => t.throwsAsync(w.exchanges[rank]!.reduce(9, never)));
+  const reducing = [0, 1].map((rank) => t.throwsAsync(w.exchanges[rank]!.reduce(9, 0, never)));
   await new Promise((resolve) => setImmediate(resolve)); // frames are under way
   w.exchanges[2]!.abort(new BraidError('CANCELLED', 'killed'));
   const [zero] = (await Promise.all(reducing)) as BraidError[];
   t.is(zero!.code, 'WORKER_LOST');
   t.regex(zero!.message, /rank \d.*in the (reduce-scatter|all-gather) of step 9.*waiting for rank .*2/);
   t.true(sameBits(w.exchanges[0]!.gradient, gradient));
-  await t.throwsAsync(w.exchanges[0]!.reduce(9, never), { code: 'WORKER_LOST' });
+  await t.throwsAsync(w.exchanges[0]!.reduce(9, 0, never), { code: 'WORKER_LOST' });
   // A later generation starts anew, on the same listeners.
   await w.connect(() => all(length, 3), 2);
-  await Promise.all(w.exchanges.map((x) => x.reduce(9, never)));
+  await Promise.all(w.exchanges.map((x) => x.reduce(9, 0, never)));
 });
 
 test('an aborted reduction says whom it waited for, and ends the exchange of its generation', async (t) => {
   await using w = await world(2);
   await w.connect(() => all(100, 2));
   const controller = new AbortController();
-  const reducing = w.exchanges[0]!.reduce(1, controller.signal);
+  const reducing = w.exchanges[0]!.reduce(1, 0, controller.signal);
   controller.abort(new BraidError('CANCELLED', 'the step took too long'));
   await t.throwsAsync(reducing, {
     code: 'CANCELLED',
     message: /too long, in the reduce-scatter of step 1.*waiting for rank 1/,
   });
-  await t.throwsAsync(w.exchanges[1]!.reduce(1, never), { code: 'WORKER_LOST', message: /rank 0/ });
+  await t.throwsAsync(w.exchanges[1]!.reduce(1, 0, never), { code: 'WORKER_LOST', message: /rank 0/ });
 });
 
 test('ranks that disagree about the step refuse one another before anything is added', async (t) => {
   await using w = await world(2);
   await w.connect(() => all(100, 2));
-  const [zero, one] = await Promise.allSettled([w.exchanges[0]!.reduce(5, never), w.exchanges[1]!.reduce(6, never)]);
+  const [zero, one] = await Promise.allSettled([
+    w.exchanges[0]!.reduce(5, 0, never),
+    w.exchanges[1]!.reduce(6, 0, never),
+  ]);
   const messages = [zero, one].map((r) => (r as PromiseRejectedResult).reason.message).join('\n');
   t.regex(messages, /its step is (5, expected 6|6, expected 5)/);
   t.true(w.exchanges.every((x) => x.reduced.every((v) => v === 0)));
@@ -296,10 +299,10 @@ test('a generation that is not later than the last one, and a plan that contradi
   const plan = (change: Partial<ExchangePlan>) => x.connect({ ...w.plan(0, all(10, 1), 5), ...change }, never);
   await t.throwsAsync(plan({ gradientLength: 11 }), { code: 'PROTOCOL', message: /cover 10 of the gradient's 11/ });
   const [whole] = all(10, 1) as [Segment];
-  await t.throwsAsync(plan({ segments: [{ ...whole, ranks: [1, 0] }] }), { message: /not ascending/ });
-  await t.throwsAsync(plan({ segments: [{ ...whole, ranks: [1] }] }), { message: /lack rank 0/ });
-  await t.throwsAsync(plan({ segments: [{ ...whole, ranks: [0, 3] }] }), { message: /past the 1 workers/ });
-  await t.throwsAsync(plan({ segments: [{ ...whole, offset: 2 }] }), { message: /begins at 2/ });
+  await t.throwsAsync(plan({ rounds: [[{ ...whole, ranks: [1, 0] }]] }), { message: /not ascending/ });
+  await t.throwsAsync(plan({ rounds: [[{ ...whole, ranks: [1] }]] }), { message: /lack rank 0/ });
+  await t.throwsAsync(plan({ rounds: [[{ ...whole, ranks: [0, 3] }]] }), { message: /past the 1 workers/ });
+  await t.throwsAsync(plan({ rounds: [[{ ...whole, offset: 2 }]] }), { message: /begins at 2/ });
 });
 
 const HELLO = { run: 'test', generation: 3, rank: 1, to: 0 };
@@ -317,7 +320,7 @@ for (const [promise, change, code] of [
     const { header } = decodeHeader(answer.subarray(0, HEADER_BYTES));
     t.is(header.phase, 'refuse');
     t.is(JSON.parse(answer.subarray(HEADER_BYTES).toString()).code, code);
-    await Promise.all(w.exchanges.map((x) => x.reduce(0, never))); // nobody else is disturbed
+    await Promise.all(w.exchanges.map((x) => x.reduce(0, 0, never))); // nobody else is disturbed
   });
 }
 
@@ -339,7 +342,7 @@ test('a hello of a generation to come is answered when this worker gets there', 
   const later = w.exchanges[1]!.connect(w.plan(1, all(10, 2), 8), never);
   await w.exchanges[0]!.connect(w.plan(0, [{ name: 'all', offset: 0, length: 10, ranks: [0] }], 7), never);
   await Promise.all([later, w.exchanges[0]!.connect(w.plan(0, all(10, 2), 8), never)]);
-  await Promise.all(w.exchanges.map((x) => x.reduce(0, never)));
+  await Promise.all(w.exchanges.map((x) => x.reduce(0, 0, never)));
   t.pass();
 });
 
@@ -380,7 +383,7 @@ test('a damaged frame from a peer is refused before it is added, whatever byte i
     const receive = connect(x.address.slice('unix:'.length));
     receive.write(hello({ run: 'test', generation: 1, rank: 1, to: 0 }));
     await connecting;
-    const reducing = x.reduce(5, never);
+    const reducing = x.reduce(5, 0, never);
     const damaged = frame({ ...header(1), step: 5 }, Buffer.alloc(64, 1), (bytes) => peer.checksum(bytes));
     damaged[at]! ^= 4;
     send.write(damaged);

@@ -50,7 +50,7 @@ export function smallRecipe(changes: Record<string, unknown> = {}): Recipe {
   const base = {
     name: 'small',
     data: { format: 'idx', path: '/nowhere', mean: [0], std: [1], augment: { pad: 0 } },
-    branches: [{ count: 2, depth: 8 }],
+    branches: [{ network: 'resnet', count: 2, depth: 8 }],
     method: { name: 'ffl' },
     training: { epochs: 2, batch: 8, learningRate: 0.125, milestones: [1] },
     evaluation: { batch: 4 },
@@ -267,8 +267,13 @@ export class FakeWorker implements WorkerService {
     return {
       variables: JSON.stringify(this.variables),
       stateLength: stateLength(this.variables),
-      gradientLength: stateLength(this.variables) / 2,
-      losses: together ? ['ce.0', 'total'] : [],
+      rounds: [
+        {
+          gradientLength: stateLength(this.variables) / 2,
+          segments: request.groups.map(({ segment }) => segment),
+          losses: together ? ['ce.0', 'total'] : [],
+        },
+      ],
       classifiers: together ? ['branch.0', 'branch.1', 'ensemble', 'fused'] : [],
       outputLengths: together ? [] : outputs,
     };
@@ -350,7 +355,7 @@ export class FakeWorker implements WorkerService {
   /** Right about even ids; each branch and the others alike. */
   async evaluate(request: StepRequest) {
     await this.enter('evaluate', request);
-    const score = { samples: 0, top1: 0, top5: 0, lossSum: 0 };
+    const score = { samples: 0, top1: 0, top5: 0, lossSum: 0, bins: new Array<number>(45).fill(0) };
     this.streams.delete('SPLIT_TEST');
     for await (const { bytes } of payloads(this.pull('SPLIT_TEST', 0), { maxBytes: MAX_BYTES })) {
       const { sampleIds } = decodeShard(bytes);
@@ -412,11 +417,15 @@ class FakeMethodDevice implements MethodDevice {
     this.program = {
       variables,
       stateLength: 4,
-      gradientLength: 2,
-      segments: [{ name: 'method' as const, offset: 0, length: 2 }],
-      losses: ['ce.0', 'total'],
+      rounds: [
+        {
+          gradientLength: 2,
+          segments: [{ name: 'method' as const, offset: 0, length: 2 }],
+          losses: ['ce.0', 'total'],
+          gradientOrder: [],
+        },
+      ],
       classifiers: [...names, 'ensemble', 'fused'],
-      gradientOrder: [],
       outputLengths: {},
     };
   }
@@ -441,7 +450,8 @@ class FakeMethodDevice implements MethodDevice {
       const first = outputs[0]![1];
       const right = labels.reduce((sum, label, i) => sum + (label >= 0 && first[2 * i]! % 2 === 0 ? 1 : 0), 0);
       const samples = labels.filter((label) => label >= 0).length;
-      return { scores: Float32Array.from(this.program.classifiers.flatMap(() => [right, samples, samples])) };
+      const bins = new Array<number>(45).fill(0);
+      return { scores: Float32Array.from(this.program.classifiers.flatMap(() => [right, samples, samples, ...bins])) };
     }
     if (phase === 'apply') apply(this.state, feeds.gradient as Float32Array, feeds.learningRate as number);
     if (phase === 'write') this.state = (feeds.state as Float32Array).slice();

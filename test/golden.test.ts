@@ -18,8 +18,9 @@ import test from 'ava';
 import { Random } from '../core/random.ts';
 import { checkRecipe, type Recipe } from '../core/recipe.ts';
 import { Session } from '../nn/graph/session.ts';
-import { buildProgram } from '../nn/program.ts';
+import { buildProgram, weightDecayOf } from '../nn/program.ts';
 import { decodeSafetensors, encodeSafetensors, type Tensors } from '../nn/safetensors.ts';
+import { readScores } from '../nn/scores.ts';
 import { fromTensors, type TensorMap, toTensors } from '../nn/variables.ts';
 import { cifarRows, readTensors, temporaryFolder, trainProcess, writeRecipe } from './training.ts';
 
@@ -108,9 +109,9 @@ function caseOf(file: string): Case {
       std: [68.2, 65.4, 70.4],
       augment: { pad: 0, flip: false },
     },
-    branches: [{ depth: 6 * Number(blocks) + 2, width: Number(width), count: Number(branches) }],
+    branches: [{ network: 'resnet', depth: 6 * Number(blocks) + 2, width: Number(width), count: Number(branches) }],
     trunk: metadata['shared_trunk'] === 'True' ? 'shared' : 'none',
-    method: { name: method, ...(method === 'ffl' ? distilled : {}) },
+    method: { name: method, ...(['ffl', 'one', 'dml'].includes(method!) && distilled) },
     training: { epochs: 1, batch, learningRate: Number(lr) },
     evaluation: { batch },
     checkpoint: { everySteps: 1, keep: steps + 1 },
@@ -141,7 +142,7 @@ function inOneProcess(c: Case): { from(weights: TensorMap): Replay; close(): voi
   });
   const session = new Session(graph);
   const { rampUp } = c.recipe.method as { rampUp?: { value?: number } };
-  const { weightDecay, fusionWeightDecay, learningRate } = c.recipe.training;
+  const { learningRate } = c.recipe.training;
   const state = () => toTensors(program.variables, session.run('read', {})['state']!);
 
   const from = (weights: TensorMap): Replay => {
@@ -151,12 +152,12 @@ function inOneProcess(c: Case): { from(weights: TensorMap): Replay; close(): voi
     for (let step = 0; step < c.steps; step++) {
       const feeds = { ...batchOf(c, step), distillWeight: rampUp?.value ?? 1, shardWeight: 1 };
       const run = session.run(`compute@${c.batch}`, feeds);
-      losses.push(Object.fromEntries(program.losses.map((name, i) => [name, run['losses']![i]!])));
+      losses.push(Object.fromEntries(program.rounds[0]!.losses.map((name, i) => [name, run['losses']![i]!])));
       session.run('apply', { gradient: run['gradient']!, learningRate });
-      if (step === 0) gradient = gradientOf(weights, state().momenta, weightDecay, fusionWeightDecay);
+      if (step === 0) gradient = gradientOf(weights, state().momenta, c.recipe);
     }
-    const { scores } = session.run('evaluate', batchOf(c, 0));
-    const evaluation = Object.fromEntries(program.classifiers.map((name, i) => [name, scores![3 * i + 2]! / c.batch]));
+    const scores = readScores(program.classifiers, session.run('evaluate', batchOf(c, 0))['scores']!, c.batch);
+    const evaluation = Object.fromEntries(program.classifiers.map((name, i) => [name, scores[i]!.lossSum / c.batch]));
     return { losses, gradient, weights: state().weights, evaluation };
   };
   return { from, close: () => session.close() };
@@ -179,7 +180,6 @@ async function byProcesses(c: Case, weights: TensorMap, placement: 'together' | 
   });
   const { code, output, run } = await trainProcess([recipe, '--runs', join(folder.path, 'runs')]);
   if (code !== 0) throw new Error(output);
-  const { weightDecay, fusionWeightDecay } = c.recipe.training;
   const momenta = readTensors(join(run, 'checkpoints/step-00000001/optimizer.safetensors'));
   const last = join(run, `checkpoints/step-${String(c.steps).padStart(8, '0')}/model.safetensors`);
   const lines = readFileSync(join(run, 'metrics.jsonl'), 'utf8')
@@ -189,18 +189,18 @@ async function byProcesses(c: Case, weights: TensorMap, placement: 'together' | 
   const { results } = JSON.parse(readFileSync(join(run, 'summary.json'), 'utf8'));
   return {
     losses: lines.filter(({ kind }) => kind === 'step').map((line) => line.losses),
-    gradient: gradientOf(weights, momenta, weightDecay, fusionWeightDecay),
+    gradient: gradientOf(weights, momenta, c.recipe),
     weights: readTensors(last),
     evaluation: Object.fromEntries(results.map((r: { classifier: string; loss: number }) => [r.classifier, r.loss])),
   };
 }
 
 /** After one step the momentum is the gradient and its weight decay. */
-function gradientOf(before: TensorMap, momenta: TensorMap, weightDecay: number, fusionWeightDecay: number): TensorMap {
+function gradientOf(before: TensorMap, momenta: TensorMap, { training }: Recipe): TensorMap {
   const gradient: TensorMap = new Map();
   for (const [raw, { shape, data }] of momenta) {
     const name = raw.replace(/^momentum\./, '');
-    const decay = /^(trunk|branch)\./.test(name) ? weightDecay : fusionWeightDecay;
+    const decay = weightDecayOf({ name, kind: 'conv' }, training);
     const weights = before.get(name)!.data;
     gradient.set(name, { shape, data: data.map((v, i) => v - decay * weights[i]!) });
   }

@@ -18,6 +18,8 @@ interface Kernel {
   positive?: boolean;
   /** Also compare gradients. */
   gradient?: boolean;
+  /** tfjs's own way to the same, to compare with: of operations that are Braid's. Absent: the same code, run eagerly. */
+  stock?(inputs: Tensor[]): Tensor;
 }
 
 const like = (a: number, b: number, c: number) => [[a, b, c]];
@@ -45,6 +47,14 @@ const flagged = (run: (x: Tensor, y: Tensor) => Tensor): Kernel =>
   binary((x, y) => tf.cast(run(x, y), 'float32'), { gradient: false });
 const image = (a: number, b: number, c: number) => [[a, b + 3, c + 3, 2]];
 const as4d = (x: Tensor) => x as ReturnType<typeof tf.tensor4d>;
+/** With a border of zeros, as PyTorch pads. */
+const padded = (x: Tensor, pad: number) =>
+  tf.pad(as4d(x), [
+    [0, 0],
+    [pad, pad],
+    [pad, pad],
+    [0, 0],
+  ]);
 
 const KERNELS: Record<string, Kernel> = {
   abs: unary(tf.abs),
@@ -215,6 +225,7 @@ const KERNELS: Record<string, Kernel> = {
   conv2dStrided: {
     shapes: (a, b, c) => [...image(a, b, c), [3, 3, 2, 3]],
     run: ([x, f]) => ops.conv2d(x!, f!, 2),
+    stock: ([x, f]) => tf.conv2d(padded(x!, 1), as4d(f!), 2, 'valid'),
     gradient: true,
   },
   conv2dPointwise: {
@@ -224,7 +235,32 @@ const KERNELS: Record<string, Kernel> = {
   },
   depthwise: {
     shapes: (a, b, c) => [...image(a, b, c), [3, 3, 2, 1]],
-    run: ([x, f]) => ops.depthwiseConv2d(x!, f!),
+    run: ([x, f]) => ops.depthwiseConv2d(x!, f!, 1),
+    stock: ([x, f]) => tf.depthwiseConv2d(as4d(x!), as4d(f!), 1, 'same'),
+    gradient: true,
+  },
+  depthwiseStrided: {
+    shapes: (a, b, c) => [...image(a, b, c), [3, 3, 2, 1]],
+    run: ([x, f]) => ops.depthwiseConv2d(x!, f!, 2),
+    stock: ([x, f]) => tf.depthwiseConv2d(padded(x!, 1), as4d(f!), 2, 'valid'),
+    gradient: true,
+  },
+  maxPoolPadded: {
+    shapes: image,
+    run: ([x]) => ops.maxPool(ops.relu(x!), 3, 2, 1),
+    stock: ([x]) => tf.maxPool(padded(tf.relu(x!), 1), 3, 2, 'valid'),
+    gradient: true,
+  },
+  maxPoolHalving: {
+    shapes: image,
+    run: ([x]) => ops.maxPool(x!, 2, 2),
+    stock: ([x]) => tf.maxPool(as4d(x!), 2, 2, 'valid'),
+    gradient: true,
+  },
+  avgPoolHalving: {
+    shapes: image,
+    run: ([x]) => ops.avgPool(x!, 2),
+    stock: ([x]) => tf.avgPool(as4d(x!), 2, 2, 'valid'),
     gradient: true,
   },
   batchNorm: {
@@ -237,7 +273,8 @@ const KERNELS: Record<string, Kernel> = {
     run: ([x, scale, offset, mean, v]) =>
       ops.batchNormInference(x!, scale!, offset!, mean!, tf.add(tf.abs(v!), 0.5), 1e-3),
   },
-  reluRaw: unary(ops.relu),
+  reluRaw: unary(ops.relu, { stock: ([x]) => tf.relu(x!) }),
+  relu6Raw: unary((x) => ops.relu6(tf.mul(x, 4)), { stock: ([x]) => tf.relu6(tf.mul(x!, 4)) }),
   globalAveragePool: { shapes: image, run: ([x]) => ops.globalAveragePool(x!), gradient: true },
   logSoftmax: unary((x) => ops.logSoftmax(tf.reshape(x, [x.shape[0]!, -1]))),
   crossEntropy: {
@@ -276,7 +313,8 @@ function compare(t: ExecutionContext, kernel: Kernel, [a, b, c]: [number, number
   const values = shapes.map((shape, i) => randoms(shape, seed + i, kernel.positive ?? false));
   const eager = tf.tidy(() => {
     const inputs = values.map((value, i) => tf.tensor(value, shapes[i]!));
-    return results(kernel, inputs, [a, b, c]).map((tensor) => tensor.dataSync().slice());
+    const run = kernel.stock ?? kernel.run;
+    return results({ ...kernel, run }, inputs, [a, b, c]).map((tensor) => tensor.dataSync().slice());
   });
   const graph = capture((cap) => {
     cap.phase('run', () => {

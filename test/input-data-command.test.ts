@@ -34,7 +34,7 @@ test('data check counts what is sound, and names each damaged file', (t) => {
   writeFileSync(
     join(folder, 'recipe.yaml'),
     `{ name: x, data: { format: folder, path: ${images}, testPath: ${images}, mean: [1, 1, 1], std: [1, 1, 1], augment: { pad: 1 } },
-       branches: [{ depth: 8 }], method: { name: vanilla }, training: { batch: 2 } }`,
+       branches: [{ network: resnet, depth: 8 }], method: { name: vanilla }, training: { batch: 2 } }`,
   );
   const run = (...argv: string[]) => spawnSync(process.execPath, [main, ...argv], { cwd: folder, encoding: 'utf8' });
   const sound = run();

@@ -303,7 +303,7 @@ function recipe(data: Record<string, unknown>): Recipe['data'] {
   return checkRecipe({
     name: 'test',
     data: { mean: [1, 1, 1], std: [1, 1, 1], augment: { pad: 1 }, ...data },
-    branches: [{ depth: 8 }],
+    branches: [{ network: 'resnet', depth: 8 }],
     method: { name: 'vanilla' },
     training: {},
   }).data;

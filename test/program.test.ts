@@ -19,7 +19,7 @@ function recipeOf(change: Record<string, unknown> = {}, training: Record<string,
   return checkRecipe({
     name: 'test',
     data: { format: 'cifar10', path: 'unused', mean: [120, 121, 122], std: [60, 61, 62] },
-    branches: [{ depth: 8, width: 4, count: 2 }],
+    branches: [{ network: 'resnet', depth: 8, width: 4, count: 2 }],
     method: { name: 'ffl' },
     training: { batch: n, ...training },
     evaluation: { batch: n },
@@ -125,16 +125,20 @@ test('the parameter counts of the literature', (t) => {
     const { program } = buildProgram({ ...optionsOf(recipeOf(change)), image: size, classes: 100 });
     return parameterCount(program.variables.filter(({ name }) => name.startsWith('fusion.') === (part === 'fusion')));
   };
-  t.is(count({ branches: [{ depth: 32 }], method: { name: 'vanilla' } }, 'networks'), 472_756);
-  t.is(count({ branches: [{ depth: 32, count: 2 }] }, 'networks'), 832_920);
-  t.is(count({ branches: [{ depth: 32, count: 2 }] }, 'fusion'), 16_228);
+  t.is(count({ branches: [{ network: 'resnet', depth: 32 }], method: { name: 'vanilla' } }, 'networks'), 472_756);
+  t.is(count({ branches: [{ network: 'resnet', depth: 32, count: 2 }] }, 'networks'), 832_920);
+  t.is(count({ branches: [{ network: 'resnet', depth: 32, count: 2 }] }, 'fusion'), 16_228);
 });
 
 for (const trunk of ['shared', 'none']) {
   for (const branches of [1, 2, 5]) {
     test(`split equals together: ${branches} branches, trunk ${trunk}`, (t) => {
       const method = branches > 1 ? { name: 'ffl' } : { name: 'vanilla' };
-      const recipe = recipeOf({ branches: [{ depth: 8, width: 4, count: branches }], trunk, method });
+      const recipe = recipeOf({
+        branches: [{ network: 'resnet', depth: 8, width: 4, count: branches }],
+        trunk,
+        method,
+      });
       const { images, labels } = batch(2);
       const open = (role: Role) => {
         const { graph, program } = buildProgram(optionsOf(recipe, role));
@@ -270,7 +274,7 @@ test('gradients agree with finite differences of the loss', (t) => {
       const own = name.startsWith('fusion.') ? ['ce.fused', 'ekd'] : [`ce.${name[7]}`, `fkd.${name[7]}`];
       const [plus, minus] = [total(step), total(-step)];
       const difference = own.reduce((sum, term) => {
-        const at = program.losses.indexOf(term);
+        const at = program.rounds[0]!.losses.indexOf(term);
         return sum + (term.startsWith('ce') ? 1 : 0.7) * ((plus[at]! - minus[at]!) / (2 * step));
       }, 0);
       t.true(
@@ -373,11 +377,11 @@ test('a feed that is missing or of another size is refused before anything runs'
 });
 
 /** A flat gradient, taken apart. */
-function gradientsByName({ variables, gradientOrder }: Program, gradient: Float32Array) {
+function gradientsByName({ variables, rounds }: Program, gradient: Float32Array) {
   const sizes = new Map(variables.map(({ name, size }) => [name, size]));
   let offset = 0;
   return new Map(
-    gradientOrder.map((name) => {
+    rounds[0]!.gradientOrder.map((name) => {
       const size = sizes.get(name)!;
       offset += size;
       return [name, gradient.slice(offset - size, offset)] as const;

@@ -1,14 +1,17 @@
 import test from 'ava';
 import { checkRecipe } from '../core/recipe.ts';
-import { distillWeightAt, learningRateAt, rampUpWeight, totalSteps } from '../core/schedule.ts';
+import { distillWeightAt, learningRateAt, rampUpWeight, roundNames, roundsAt, totalSteps } from '../core/schedule.ts';
 
-const recipe = checkRecipe({
-  name: 'x',
-  data: { format: 'cifar10', path: '/data', mean: [0], std: [1] },
-  branches: [{ count: 2 }],
-  method: { name: 'ffl' },
-  training: {},
-});
+const changed = (method: object, training: object = {}, branches: object = { count: 2 }) =>
+  checkRecipe({
+    name: 'x',
+    data: { format: 'cifar10', path: '/data', mean: [0], std: [1] },
+    branches: [{ network: 'resnet', ...branches }],
+    trunk: 'none',
+    method,
+    training,
+  });
+const recipe = changed({ name: 'ffl' });
 
 test("the ramp-up has the authors' values", (t) => {
   const rampUp = { kind: 'exponential', epochs: 80 } as const;
@@ -30,7 +33,7 @@ test('a constant ramp-up is constant, and a method without distillation has weig
 });
 
 test('the learning rate falls at each milestone, from the first step of its epoch on', (t) => {
-  const rates = [0, 149, 150, 224, 225, 299].map((epoch) => learningRateAt(recipe.training, epoch));
+  const rates = [0, 149, 150, 224, 225, 299].map((epoch) => learningRateAt(recipe, epoch));
   const expected = [0.1, 0.1, 0.01, 0.01, 0.001, 0.001];
   rates.forEach((rate, i) => {
     t.true(Math.abs(rate - expected[i]!) < 1e-15);
@@ -41,4 +44,28 @@ test('a run ends after its last epoch, or at maxSteps', (t) => {
   t.is(totalSteps({ ...recipe.training, epochs: 3, batch: 100 }, 250), 9);
   t.is(totalSteps({ ...recipe.training, epochs: 3, batch: 100, maxSteps: 5 }, 250), 5);
   t.is(totalSteps({ ...recipe.training, epochs: 3, batch: 100, maxSteps: 50 }, 250), 9);
+});
+
+test('a step is one update; networks of an alternating DML each have theirs', (t) => {
+  t.deepEqual([roundNames(recipe), roundsAt(recipe, 7)], [['all'], [0]]);
+  const alternate = changed({ name: 'dml', update: 'alternate' }, {}, { count: 3 });
+  t.deepEqual(roundNames(alternate), ['network.0', 'network.1', 'network.2']);
+  t.deepEqual(roundsAt(alternate, 7), [0, 1, 2]);
+});
+
+test('the phases of an iterative DualNet share the epochs, each with the learning rates of a whole run', (t) => {
+  const dualnet = changed(
+    { name: 'dualnet', schedule: 'iterative', phases: { coarse: 0.4 } },
+    { epochs: 14, milestones: [7, 10] },
+  );
+  t.deepEqual(roundNames(dualnet), ['standard', 'fine', 'coarse', 'classifiers']);
+  const epochs = Array.from({ length: 14 }, (_, epoch) => epoch);
+  t.deepEqual(
+    epochs.map((epoch) => roundsAt(dualnet, epoch)),
+    [0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3].map((round) => [round]),
+  );
+  const rates = epochs.map((epoch) => Math.round(1000 * learningRateAt(dualnet, epoch)));
+  t.deepEqual(rates, [100, 100, 10, 1, 100, 100, 10, 1, 100, 100, 10, 1, 100, 10]);
+  const released = changed({ name: 'dualnet', schedule: 'iterative' }, { epochs: 10 });
+  t.deepEqual(roundNames(released), ['standard', 'fine', 'classifiers']);
 });

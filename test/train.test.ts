@@ -2,6 +2,7 @@
 import { existsSync, mkdirSync, readdirSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import test from 'ava';
+import type { TensorMap } from '../nn/variables.ts';
 import {
   type Folder,
   readTensors,
@@ -35,7 +36,7 @@ function recipeIn(folder: Folder, { training, cluster, ...changes }: Changes = {
       std: [70],
       augment: { pad: 1, flip: false },
     },
-    branches: [{ depth: 8, width: 4, count: 2 }],
+    branches: [{ network: 'resnet', depth: 8, width: 4, count: 2 }],
     method: { name: 'ffl', rampUp: { kind: 'constant', value: 0.5 } },
     training: { epochs: 2, batch: 64, milestones: [1], ...training },
     evaluation: { batch: 32 },
@@ -82,7 +83,7 @@ test.serial(
     t.is(code, 0, output);
     const summary = JSON.parse(readFileSync(join(run, 'summary.json'), 'utf8'));
     const classifiers = summary.results.map(({ classifier }: { classifier: string }) => classifier);
-    t.deepEqual(classifiers, ['branch.0', 'branch.1', 'branches', 'ensemble', 'fused']);
+    t.deepEqual(classifiers, ['branch.0', 'branch.1', 'branches', 'ensemble', 'ensemble.probabilities', 'fused']);
     t.true(summary.results.at(-1).top1Accuracy > 0.8, output); // four patterns: chance is 0.25
     t.is(summary.steps, 24);
     const lines = readFileSync(join(run, 'metrics.jsonl'), 'utf8')
@@ -97,6 +98,33 @@ test.serial(
     t.deepEqual(left(), []);
   },
 );
+
+/** Methods whose steps are several updates, or whose epochs differ. */
+const updates: Record<string, Changes> = {
+  'dml, alternate': { method: { name: 'dml', update: 'alternate' }, trunk: 'none' },
+  'dualnet, iterative': { method: { name: 'dualnet', schedule: 'iterative', phases: { coarse: 0.4 } } },
+};
+
+for (const [name, changes] of Object.entries(updates)) {
+  test.serial(`${name}: both placements train the same networks`, async (t) => {
+    await using folder = temporaryFolder();
+    const weights = [];
+    for (const placement of ['together', 'split']) {
+      const training = { epochs: 4, learningRate: 0.02 };
+      const recipe = recipeIn(folder, { ...changes, training, cluster: { placement, replicas: 1 } });
+      const { code, output, run } = await trainProcess([recipe, '--runs', join(folder.path, placement)]);
+      t.is(code, 0, output);
+      weights.push(readTensors(join(checkpointOf(run, 16), 'model.safetensors')));
+    }
+    const [together, split] = weights as [TensorMap, TensorMap];
+    t.deepEqual([...split.keys()].sort(), [...together.keys()].sort());
+    for (const [key, { data }] of together) {
+      const mine = split.get(key)!.data;
+      const difference = Math.hypot(...data.map((x, i) => x - mine[i]!)) / (Math.hypot(...data) + 1e-3);
+      t.true(difference < 1e-2, `${key} ${difference}`); // sixteen steps apart in rounding
+    }
+  });
+}
 
 for (const cluster of [
   { placement: 'together', replicas: 2 },
@@ -215,8 +243,8 @@ const refused: Record<string, { set?: string[]; changes?: Changes; message: RegE
   'a trunk shared by different networks': {
     changes: {
       branches: [
-        { depth: 8, width: 4 },
-        { depth: 8, width: 8 },
+        { network: 'resnet', depth: 8, width: 4 },
+        { network: 'resnet', depth: 8, width: 8 },
       ],
     },
     message: /cannot share a trunk/,
@@ -244,7 +272,7 @@ test.serial('a checkpoint of another network is refused, naming the difference',
   const first = await trainProcess([recipeIn(folder, { training: { maxSteps: 1 } }), ...runsOf(folder)]);
   t.is(first.code, 0, first.output);
   const { code, output } = await trainProcess([
-    recipeIn(folder, { branches: [{ depth: 8, width: 8, count: 2 }] }),
+    recipeIn(folder, { branches: [{ network: 'resnet', depth: 8, width: 8, count: 2 }] }),
     ...runsOf(folder),
     '--resume',
   ]);

@@ -34,7 +34,7 @@ process.on('exit', () => rmSync(temporary, { recursive: true }));
 const recipe = checkRecipe({
   name: 'small',
   data: { format: 'idx', path: '/nowhere', mean: [0], std: [1], augment: { pad: 0, flip: false } },
-  branches: [{ count: 2, depth: 8 }],
+  branches: [{ network: 'resnet', count: 2, depth: 8 }],
   method: { name: 'ffl' },
   training: { batch: 4 },
   evaluation: { batch: 4 },
@@ -69,7 +69,7 @@ class FakeDevice {
   closed = false;
 
   constructor({ role }: DeviceOptions) {
-    const segments: Program['segments'] =
+    const segments: Program['rounds'][number]['segments'] =
       role.kind === 'replica'
         ? [{ name: 'all', offset: 0, length: STATE }]
         : [
@@ -79,10 +79,7 @@ class FakeDevice {
     this.program = {
       variables: [],
       stateLength: STATE,
-      gradientLength: STATE,
-      segments,
-      gradientOrder: [],
-      losses: ['ce', 'total'],
+      rounds: [{ gradientLength: STATE, segments, gradientOrder: [], losses: ['ce', 'total'] }],
       classifiers: ['branch.0', 'fused'],
       outputLengths: role.kind === 'branch' ? { 'train@2': 2, test: 4 } : {},
     };
@@ -115,7 +112,8 @@ class FakeDevice {
       case 'evaluate': {
         const labels = feeds['labels'] as Int32Array;
         const present = labels.filter((label) => label >= 0).length;
-        return { scores: Float32Array.of(1, present, sum(pixels!), 0, present, 0.5) };
+        const bins = new Float32Array(45);
+        return { scores: Float32Array.of(1, present, sum(pixels!), ...bins, 0, present, 0.5, ...bins) };
       }
       case 'write':
         this.state.set(feeds['state'] as Float32Array);
@@ -260,7 +258,7 @@ async function world(options: WorldOptions): Promise<World> {
   };
 }
 
-const compute = (step: number) => ({ ...stamp(step), distillWeight: 0.25, shardWeight: 0.5 });
+const compute = (step: number) => ({ ...stamp(step), distillWeight: 0.25, shardWeight: 0.5, round: 0 });
 
 // Each test's workers leave folders in the same place while they live: one test at a time.
 const serial = test.serial;
@@ -276,8 +274,15 @@ serial(
   'two replicas step through their shards, and end with the same state, which is the one computed by hand',
   async (t) => {
     await using w = await world({ workers: 2 });
-    const [program] = (await w.prepare()) as { losses: string[]; stateLength: number; outputLengths: number[] }[];
-    t.deepEqual([program!.losses, program!.stateLength, program!.outputLengths], [['ce', 'total'], STATE, []]);
+    const [program] = (await w.prepare()) as {
+      rounds: { losses: string[] }[];
+      stateLength: number;
+      outputLengths: number[];
+    }[];
+    t.deepEqual(
+      [program!.rounds[0]!.losses, program!.stateLength, program!.outputLengths],
+      [['ce', 'total'], STATE, []],
+    );
     await w.write(0, new Float32Array(STATE).fill(10));
     let expected = 10;
     for (let step = 0; step < 5; step++) {
@@ -292,7 +297,9 @@ serial(
         t.true(Math.abs(segmentNorms[0]! - gradient * Math.sqrt(STATE)) < 1e-9);
         t.true(sentBytes >= STATE * 4 && receivedBytes === sentBytes);
       }
-      await Promise.all(w.members.map(({ worker }) => worker.commit({ ...stamp(step), learningRate: 0.125 }, call)));
+      await Promise.all(
+        w.members.map(({ worker }) => worker.commit({ ...stamp(step), learningRate: 0.125, last: true }, call)),
+      );
       expected -= 0.125 * gradient;
     }
     const bytes = new Uint8Array(new Float32Array(STATE).fill(expected).buffer);
@@ -322,13 +329,13 @@ serial('a step that was not committed can begin again, with the same shard and t
   await worker.reduce(stamp(3), call);
   t.deepEqual((await worker.compute(compute(3), call)).losses, first.losses);
   t.deepEqual(device.state, new Float32Array(STATE));
-  await t.throwsAsync(worker.commit({ ...stamp(3), learningRate: 1 }, call), {
+  await t.throwsAsync(worker.commit({ ...stamp(3), learningRate: 1, last: true }, call), {
     code: 'PROTOCOL',
     message: /\(computed\)/,
   });
   await worker.reduce(stamp(3), call);
-  await worker.commit({ ...stamp(3), learningRate: 1 }, call);
-  await t.throwsAsync(worker.commit({ ...stamp(3), learningRate: 1 }, call), {
+  await worker.commit({ ...stamp(3), learningRate: 1, last: true }, call);
+  await t.throwsAsync(worker.commit({ ...stamp(3), learningRate: 1, last: true }, call), {
     message: /commit of step 3, but .* at step 4/,
   });
   t.is((await worker.compute(compute(4), call)).losses[0], 8 * 4 + 1);
@@ -357,7 +364,7 @@ serial('a call out of order, of another step, generation or run is refused befor
     message: /compute of step 1.*at step 0/,
   });
   await t.throwsAsync(worker.reduce(stamp(0, 2), call), { code: 'PROTOCOL', message: /\(begun\)/ });
-  await t.throwsAsync(worker.commit({ ...stamp(0, 2), learningRate: 1 }, call), { code: 'PROTOCOL' });
+  await t.throwsAsync(worker.commit({ ...stamp(0, 2), learningRate: 1, last: true }, call), { code: 'PROTOCOL' });
   await t.throwsAsync(worker.stop({ ...stamp(0), run: 'other' }, call), { code: 'VERSION_MISMATCH' });
   await t.throwsAsync(worker.writeState(parts(stamp(0, 2), new Uint8Array(8)), call), {
     message: /state of 8 bytes, .* 32/,
@@ -407,11 +414,12 @@ serial('evaluation sees every test shard, the last one padded with labels of -1,
   await w.prepare();
   await w.write(0);
   const { worker, device } = w.members[0]!;
+  const bins = new Array<number>(45).fill(0);
   for (let i = 0; i < 2; i++) {
     const { scores } = await worker.evaluate(stamp(0), call);
     t.deepEqual(scores, [
-      { samples: 7, top1: 2, top5: 7, lossSum: 0 + 1 + 2 + 3 + 4 + 5 + 6 },
-      { samples: 7, top1: 0, top5: 7, lossSum: 1 },
+      { samples: 7, top1: 2, top5: 7, lossSum: 0 + 1 + 2 + 3 + 4 + 5 + 6, bins },
+      { samples: 7, top1: 0, top5: 7, lossSum: 1, bins },
     ]);
     t.deepEqual(device.feeds['labels'], Int32Array.of(1, 2, 0, -1));
     t.is((device.feeds['images'] as Uint8Array).length, 16);
@@ -429,7 +437,7 @@ serial(
       const bytes = await collect(stream, { maxBytes: 64, expect: stamp(step) });
       return Array.from(new Float32Array(bytes.buffer, bytes.byteOffset, bytes.length / 4));
     };
-    const forward = { ...stamp(0), split: 'SPLIT_TRAIN', shardWeight: 1 } as const;
+    const forward = { ...stamp(0), split: 'SPLIT_TRAIN', shardWeight: 1, round: 0 } as const;
     const { worker } = w.members[0]!;
     const cotangents = (step: number, values: number[]) =>
       parts(stamp(step), new Uint8Array(Float32Array.from(values).buffer));
@@ -448,7 +456,7 @@ serial(
     });
     await Promise.all(w.members.map((m, rank) => m.worker.backward(cotangents(0, [rank, 2]), call)));
     await Promise.all(w.members.map((m) => m.worker.reduce(stamp(0), call)));
-    await Promise.all(w.members.map((m) => m.worker.commit({ ...stamp(0), learningRate: 1 }, call)));
+    await Promise.all(w.members.map((m) => m.worker.commit({ ...stamp(0), learningRate: 1, last: true }, call)));
     t.deepEqual(Array.from(w.members[0]!.device.state), [-5, -5, -5, -5, -5, -2, -2, -2]);
     t.deepEqual(Array.from(w.members[1]!.device.state), [-5, -5, -5, -5, -5, -3, -3, -3]);
     // Evaluation batches may be asked for again, or from the middle.
@@ -466,8 +474,8 @@ serial('a commit that fails leaves a worker without a state, not with half an up
   await worker.compute(compute(0), call);
   await worker.reduce(stamp(0), call);
   device.fails = 'apply';
-  await t.throwsAsync(worker.commit({ ...stamp(0), learningRate: 1 }, call), { code: 'DEVICE' });
-  await t.throwsAsync(worker.commit({ ...stamp(0), learningRate: 1 }, call), { message: /no state yet/ });
+  await t.throwsAsync(worker.commit({ ...stamp(0), learningRate: 1, last: true }, call), { code: 'DEVICE' });
+  await t.throwsAsync(worker.commit({ ...stamp(0), learningRate: 1, last: true }, call), { message: /no state yet/ });
   await w.write(0);
   t.is((await worker.compute(compute(0), call)).losses[0], 1);
 });

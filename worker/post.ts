@@ -1,15 +1,17 @@
 /**
  * What a worker is in one generation: its device with the program of its role, its place in the exchange, its shards.
  *
- * A step goes compute (or forward, backward) -> reduce -> commit. Until its commit nothing has changed, and it may begin
- * again; calls out of that order are refused before any work.
+ * A step goes compute (or forward, backward) -> reduce -> commit, once for each of its rounds. Until its commit a round has
+ * changed nothing, and it may begin again; calls out of that order are refused before any work.
  */
 import { BraidError } from '../core/errors.ts';
 import { checkRecipe, type Recipe } from '../core/recipe.ts';
 import type { Device, DeviceOptions, Program, Role } from '../nn/device.ts';
-import { readScores } from '../nn/scores.ts';
+import { applyPhase, trainingPhase } from '../nn/phases.ts';
+import { addScores, readScores, type Score } from '../nn/scores.ts';
 import type {
   ClassifierScore,
+  CommitRequest,
   ComputeRequest,
   ComputeResponse,
   ForwardRequest,
@@ -53,7 +55,9 @@ export class Post {
   private progress: Progress = 'begun';
   /** The evaluation batch that `test` has next. */
   private batch = 0;
-  /** Of the step under way, between forward and backward. */
+  /** Of the step under way, from compute or forward on. */
+  private round = 0;
+  /** Between forward and backward. */
   private shardWeight = 0;
 
   private constructor(options: PostOptions, recipe: Recipe, device: Device) {
@@ -89,31 +93,30 @@ export class Post {
   }
 
   /** `together`: forward, method and backward; leaves the gradient in the exchange. */
-  async compute({ step, distillWeight, shardWeight }: ComputeRequest): Promise<ComputeResponse> {
+  async compute({ step, distillWeight, shardWeight, round }: ComputeRequest): Promise<ComputeResponse> {
     this.require(step, ['begun', 'computed', 'reduced'], 'compute');
+    this.begin(round);
     const start = this.options.now();
     const shard = await this.trainShard(step);
     const ready = this.options.now();
     const { images, labels } = shard;
     const feeds = { images, labels, distillWeight, shardWeight };
-    this.progress = 'begun'; // the gradient of an earlier attempt is being overwritten
-    const { losses } = await this.device.run(`compute@${labels.length}`, feeds, {
-      gradient: this.options.exchange.gradient,
-    });
+    const phase = trainingPhase('compute', round, labels.length);
+    const { losses } = await this.device.run(phase, feeds, { gradient: this.gradient() });
     this.progress = 'computed';
     const inputSeconds = ready - start;
     return { losses: Array.from(losses!), deviceSeconds: this.options.now() - ready, inputSeconds };
   }
 
-  /** `split`: f32 [features | logits] of this step's shard, or of an evaluation batch. */
-  async forward({ step, split, shardWeight }: ForwardRequest): Promise<Float32Array> {
+  /** `split`: the branch's flat f32 outputs on this step's shard, or on an evaluation batch. */
+  async forward({ step, split, shardWeight, round }: ForwardRequest): Promise<Float32Array> {
     if (split === 'SPLIT_TEST') return this.forwardTest(step);
     this.require(step, ['begun', 'forward', 'computed', 'reduced'], 'forward');
+    this.begin(round);
     const { images, labels } = await this.trainShard(step);
-    this.progress = 'begun'; // and so is what an earlier attempt left for backward
-    const { outputs } = await this.device.run(`forward@${labels.length}`, { images });
+    const { outputs } = await this.device.run(trainingPhase('forward', round, labels.length), { images });
     this.shardWeight = shardWeight;
-    this.progress = 'forward';
+    this.progress = this.gradient().length > 0 ? 'forward' : 'computed'; // what does not learn has no backward
     return outputs!;
   }
 
@@ -126,43 +129,42 @@ export class Post {
     const { run, generation } = this.request;
     const bytes = await collect(stream, { maxBytes: 4 * length, expect: { run, generation, step } });
     const feeds = { cotangents: floats(bytes, length, 'cotangents'), shardWeight: this.shardWeight };
-    await this.device.run(`backward@${labels.length}`, feeds, { gradient: this.options.exchange.gradient });
+    const phase = trainingPhase('backward', this.round, labels.length);
+    await this.device.run(phase, feeds, { gradient: this.gradient() });
     this.progress = 'computed';
   }
 
   async reduce(step: number, signal: AbortSignal): Promise<ReduceResponse> {
     this.require(step, ['computed', 'reduced'], 'reduce');
-    const reduced = await this.options.exchange.reduce(step, signal);
+    const reduced = await this.options.exchange.reduce(step, this.round, signal);
     this.progress = 'reduced';
     return reduced;
   }
 
-  /** The first line of a step that changes a weight. */
-  async commit(step: number, learningRate: number): Promise<void> {
+  /** The first line of a round that changes a weight. */
+  async commit({ step, learningRate, last }: CommitRequest): Promise<void> {
     this.require(step, ['reduced'], 'commit');
+    const { gradientLength } = this.program.rounds[this.round]!;
     this.step = null; // an apply that fails may have changed some weights: only a new state helps then
-    await this.device.run('apply', { gradient: this.options.exchange.reduced, learningRate });
-    this.train!.release(step);
-    this.step = step + 1;
+    if (gradientLength > 0) {
+      const gradient = this.options.exchange.reduced.subarray(0, gradientLength);
+      await this.device.run(applyPhase(this.round), { gradient, learningRate });
+    }
+    if (last) this.train!.release(step);
+    this.step = last ? step + 1 : step;
     this.progress = 'begun';
   }
 
   /** `together`: this replica's part of the test set, summed. */
   async evaluate(): Promise<ClassifierScore[]> {
     const { classifiers } = this.program;
-    const sums = classifiers.map(() => ({ samples: 0, top1: 0, top5: 0, lossSum: 0 }));
+    const parts: Score[][] = [];
     const shards = this.openTest(0);
     for await (const shard of shards.rest(0)) {
       const { scores } = await this.device.run('evaluate', this.padded(shard));
-      readScores(classifiers, scores!, shard.labels.length).forEach((score, i) => {
-        const sum = sums[i]!;
-        sum.samples += score.samples;
-        sum.top1 += score.top1;
-        sum.top5 += score.top5;
-        sum.lossSum += score.lossSum;
-      });
+      parts.push(readScores(classifiers, scores!, shard.labels.length));
     }
-    return sums;
+    return addScores(classifiers, parts);
   }
 
   /** f32[stateLength] */
@@ -253,6 +255,20 @@ export class Post {
     return whole;
   }
 
+  /** A round is computed anew: what an earlier attempt left is being overwritten. */
+  private begin(round: number): void {
+    if (this.program.rounds[round] === undefined) {
+      throw new BraidError('PROTOCOL', `round ${round}, but the program has ${this.program.rounds.length}`);
+    }
+    this.round = round;
+    this.progress = 'begun';
+  }
+
+  /** Of the current round, on the exchange's memory. */
+  private gradient(): Float32Array {
+    return this.options.exchange.gradient.subarray(0, this.program.rounds[this.round]!.gradientLength);
+  }
+
   private requireState(): number {
     if (this.step !== null) return this.step;
     throw new BraidError('PROTOCOL', `worker ${this.request.rank} has no state yet: WriteState comes first`);
@@ -272,13 +288,17 @@ export class Post {
 
 function exchangePlan(request: PrepareRequest, program: Program) {
   const { run, generation, rank, exchangeAddresses: addresses, groups } = request;
-  const planned = groups.map(({ segment }) => segment).join();
-  const built = program.segments.map(({ name }) => name).join();
-  if (planned !== built) {
-    throw new BraidError('PROTOCOL', `the plan sums the segments ${planned}, the program has ${built}`);
-  }
-  const segments = program.segments.map((segment, i) => ({ ...segment, ranks: groups[i]!.ranks }));
-  return { run, generation, rank, addresses, gradientLength: program.gradientLength, segments };
+  const ranksOf = new Map(groups.map(({ segment, ranks }) => [segment, ranks]));
+  const rounds = program.rounds.map(({ segments }) =>
+    segments.map((segment) => {
+      const ranks = ranksOf.get(segment.name);
+      if (ranks !== undefined) return { ...segment, ranks };
+      const planned = [...ranksOf.keys()].join();
+      throw new BraidError('PROTOCOL', `the plan sums the segments ${planned}, the program has ${segment.name}`);
+    }),
+  );
+  const gradientLength = Math.max(...program.rounds.map((round) => round.gradientLength));
+  return { run, generation, rank, addresses, gradientLength, rounds };
 }
 
 function floats(bytes: Uint8Array, length: number, what: string): Float32Array {

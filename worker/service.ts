@@ -34,13 +34,16 @@ export class Service implements WorkerService {
     this.post = null;
     await before?.close();
     this.post = await this.options.openPost(request, signal);
-    const { variables, stateLength, gradientLength, losses, classifiers, outputLengths } = this.post.program;
+    const { variables, stateLength, rounds, classifiers, outputLengths } = this.post.program;
     const phases = [...request.shardSizes.map((n) => `train@${n}`), 'test'];
     return {
       variables: JSON.stringify(variables),
       stateLength,
-      gradientLength,
-      losses,
+      rounds: rounds.map(({ gradientLength, segments, losses }) => ({
+        gradientLength,
+        segments: segments.map(({ name }) => name),
+        losses,
+      })),
       classifiers,
       outputLengths: request.branch === undefined ? [] : phases.map((phase) => outputLengths[phase]!),
     };
@@ -77,7 +80,7 @@ export class Service implements WorkerService {
   }
 
   async commit(request: Parameters<WorkerService['commit']>[0]) {
-    await this.at(request).commit(request.step, request.learningRate);
+    await this.at(request).commit(request);
     return {};
   }
 

@@ -1,4 +1,4 @@
-"""FFL on CIFAR-style ResNets of depth 6n+2, in plain PyTorch: what Braid is timed against.
+"""FFL on CIFAR-style ResNets of depth 6n+2, in plain PyTorch: what Braid is measured against.
 
 Kim et al. 2020, arXiv 1904.09058, as the authors' code has it: K branches that may share their trunk, a fusion module
 over their last feature maps, and mutual distillation between the fused classifier and the branches.
@@ -92,14 +92,14 @@ class Fusion(nn.Module):
 class FFL(nn.Module):
     """K branches on one trunk or on K of them, and their fusion. With one branch: a plain ResNet, `fusion` is None."""
 
-    def __init__(self, depth=32, width=16, branches=2, classes=100, shared=True):
+    def __init__(self, depth=32, width=16, branches=2, classes=100, shared=True, mean=MEAN, std=STD):
         super().__init__()
         blocks = (depth - 2) // 6
         self.trunk = nn.ModuleList(Trunk(blocks, width) for _ in range(1 if shared else branches))
         self.branch = nn.ModuleList(Branch(blocks, width, classes) for _ in range(branches))
         self.fusion = Fusion(branches, 4 * width, classes) if branches > 1 else None
-        self.register_buffer("mean", torch.tensor(MEAN).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(STD).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
 
     def forward(self, images):
         """u8[B, H, W, 3] -> logits of each branch, K times [B, C], and the fused logits [B, C]."""
@@ -109,29 +109,36 @@ class FFL(nn.Module):
         return list(logits), None if self.fusion is None else self.fusion(features)
 
 
-def distill(teacher, student):
+def distill(teacher, student, temperature=TEMPERATURE, epsilon=TEACHER_EPSILON):
     """T^2 KL(teacher || student) in nats, mean over the batch. The teacher is a constant."""
-    q = F.softmax(teacher.detach().float() / TEMPERATURE, 1) + TEACHER_EPSILON
-    log_p = F.log_softmax(student.float() / TEMPERATURE, 1)
-    return TEMPERATURE**2 * (q * (q.log() - log_p)).sum() / len(q)
+    q = F.softmax(teacher.detach().float() / temperature, 1) + epsilon
+    log_p = F.log_softmax(student.float() / temperature, 1)
+    return temperature**2 * (q * (q.log() - log_p)).sum() / len(q)
 
 
-def ffl_losses(logits, fused, labels, weight):
+def ensemble_of(logits):
+    """K times [B, C] -> their mean, f32[B, C]: of logits, not of probabilities."""
+    return sum(z.float() for z in logits) / len(logits)
+
+
+def ffl_losses(logits, fused, labels, weight, temperature=TEMPERATURE, epsilon=TEACHER_EPSILON):
     """Every term, and their `total` = cross-entropies + weight (ekd + all fkd). `weight` is the ramp-up's w(epoch)."""
     losses = {f"ce.{k}": F.cross_entropy(z.float(), labels) for k, z in enumerate(logits)}
     if fused is None:
         return {**losses, "total": losses["ce.0"]}
     losses["ce.fused"] = F.cross_entropy(fused.float(), labels)
     supervised = sum(losses.values())
-    distilled = {"ekd": distill(sum(logits) / len(logits), fused)}
-    distilled |= {f"fkd.{k}": distill(fused, z) for k, z in enumerate(logits)}
+    distilled = {"ekd": distill(ensemble_of(logits), fused, temperature, epsilon)}
+    distilled |= {f"fkd.{k}": distill(fused, z, temperature, epsilon) for k, z in enumerate(logits)}
     return {**losses, **distilled, "total": supervised + weight * sum(distilled.values())}
 
 
-def optimiser_of(model, learning_rate=0.1):
-    """SGD with Nesterov momentum 0.9; weight decay 1e-4, and 1e-5 for the fusion module."""
+def optimiser_of(
+    model, learning_rate=0.1, momentum=0.9, nesterov=True, weight_decay=1e-4, fusion_weight_decay=1e-5
+):
+    """SGD, as a group each for the networks and the fusion module: the same updates as the authors' two optimisers."""
     networks = [*model.trunk.parameters(), *model.branch.parameters()]
-    groups = [{"params": networks, "weight_decay": 1e-4}]
+    groups = [{"params": networks, "weight_decay": weight_decay}]
     if model.fusion is not None:
-        groups.append({"params": model.fusion.parameters(), "weight_decay": 1e-5})
-    return torch.optim.SGD(groups, lr=learning_rate, momentum=0.9, nesterov=True, fused=True)
+        groups.append({"params": model.fusion.parameters(), "weight_decay": fusion_weight_decay})
+    return torch.optim.SGD(groups, lr=learning_rate, momentum=momentum, nesterov=nesterov, fused=True)

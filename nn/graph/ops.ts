@@ -136,6 +136,11 @@ const runPad = operation('Pad', {
   }),
 });
 
+/** `pad` zeros on every side of every map. */
+function padded(x: Tensor, pad: number): Tensor {
+  return pad === 0 ? x : runPad({ x }, { pad, shape: x.shape });
+}
+
 /**
  * A convolution that pads as PyTorch does: k >> 1 zeros on every side. With a stride, TensorFlow's SAME would pad the far
  * side alone, and explicit padding makes bf16 gradients many times slower on CPUs: so the zeros are added first.
@@ -144,42 +149,94 @@ const runPad = operation('Pad', {
 export function conv2d(x: Tensor, filter: Tensor, stride: number): Tensor {
   const pad = filter.shape[0]! >> 1;
   if (stride === 1) return runConv2d({ x, filter }, { stride, padding: 'SAME' });
-  const padded = pad === 0 ? x : runPad({ x }, { pad, shape: x.shape });
-  return runConv2d({ x: padded, filter }, { stride, padding: 'VALID' });
+  return runConv2d({ x: padded(x, pad), filter }, { stride, padding: 'VALID' });
 }
 
-const depthwiseAttrs = windowAttrs(1, 'SAME');
-
 const runDepthwise = operation('Depthwise', {
-  run: (backend, { x, filter }) => backend.executeSingleOutput('DepthwiseConv2dNative', depthwiseAttrs, [x!, filter!]),
+  run: (backend, { x, filter }, { stride, padding }) =>
+    backend.executeSingleOutput('DepthwiseConv2dNative', windowAttrs(stride as number, padding as 'SAME'), [
+      x!,
+      filter!,
+    ]),
   keep: { inputs: ['x', 'filter'] },
-  gradient: (dy, [x, filter]) => ({
-    x: () => runDepthwiseInput({ filter: filter!, dy: dy as Tensor }, { shape: x!.shape }),
-    filter: () => runDepthwiseFilter({ x: x!, dy: dy as Tensor }, { shape: filter!.shape }),
+  gradient: (dy, [x, filter], attrs) => ({
+    x: () => runDepthwiseInput({ filter: filter!, dy: dy as Tensor }, { ...attrs, shape: x!.shape }),
+    filter: () => runDepthwiseFilter({ x: x!, dy: dy as Tensor }, { ...attrs, shape: filter!.shape }),
   }),
 });
 
 const runDepthwiseInput = operation('DepthwiseBackpropInput', {
-  run: (backend, { filter, dy }, { shape }) =>
-    backend.executeSingleOutput('DepthwiseConv2dNativeBackpropInput', depthwiseAttrs, [
-      shapeTensor(shape as number[]),
-      filter!,
-      dy!,
-    ]),
+  run: (backend, { filter, dy }, { stride, padding, shape }) =>
+    backend.executeSingleOutput(
+      'DepthwiseConv2dNativeBackpropInput',
+      windowAttrs(stride as number, padding as 'SAME'),
+      [shapeTensor(shape as number[]), filter!, dy!],
+    ),
 });
 
 const runDepthwiseFilter = operation('DepthwiseBackpropFilter', {
-  run: (backend, { x, dy }, { shape }) =>
-    backend.executeSingleOutput('DepthwiseConv2dNativeBackpropFilter', depthwiseAttrs, [
-      x!,
+  run: (backend, { x, dy }, { stride, padding, shape }) =>
+    backend.executeSingleOutput(
+      'DepthwiseConv2dNativeBackpropFilter',
+      windowAttrs(stride as number, padding as 'SAME'),
+      [x!, shapeTensor(shape as number[]), dy!],
+    ),
+});
+
+/**
+ * Each channel convolved with a filter of its own, padded as conv2d pads.
+ * @param x [B, H, W, C]   @param filter [k, k, C, 1], k odd   @returns [B, ceil(H / stride), ceil(W / stride), C]
+ */
+export function depthwiseConv2d(x: Tensor, filter: Tensor, stride: number): Tensor {
+  if (stride === 1) return runDepthwise({ x, filter }, { stride, padding: 'SAME' });
+  return runDepthwise({ x: padded(x, filter.shape[0]! >> 1), filter }, { stride, padding: 'VALID' });
+}
+
+// ------------------------------------------------------------------------------------------------ pooling
+
+const poolAttrs = (size: number, stride: number): OpAttr[] => [
+  ...windowAttrs(stride, 'VALID'),
+  intsAttr('ksize', [1, size, size, 1]),
+];
+
+const runMaxPool = operation('MaxPool', {
+  run: (backend, { x }, { size, stride }) =>
+    backend.executeSingleOutput('MaxPool', poolAttrs(size as number, stride as number), [x!]),
+  keep: { inputs: ['x'], outputs: [true] },
+  gradient: (dy, [x, y], attrs) => ({ x: () => runMaxPoolGrad({ x: x!, y: y!, dy: dy as Tensor }, attrs) }),
+});
+
+const runMaxPoolGrad = operation('MaxPoolGrad', {
+  run: (backend, { x, y, dy }, { size, stride }) =>
+    backend.executeSingleOutput('MaxPoolGrad', poolAttrs(size as number, stride as number), [x!, y!, dy!]),
+});
+
+/**
+ * The largest of each size x size window. The padding is zeros on every side, PyTorch's is -infinity: the same, value and
+ * gradient, after a ReLU, which is the only place to pad.
+ * @param x [B, H, W, C], none below 0 if padded   @returns [B, floor((H + 2 pad - size) / stride) + 1, ..., C]
+ */
+export function maxPool(x: Tensor, size: number, stride: number, pad = 0): Tensor {
+  return runMaxPool({ x: padded(x, pad) }, { size, stride });
+}
+
+const runAvgPool = operation('AvgPool', {
+  run: (backend, { x }, { size }) =>
+    backend.executeSingleOutput('AvgPool', poolAttrs(size as number, size as number), [x!]),
+  gradient: (dy, _, attrs) => ({ x: () => runAvgPoolGrad({ dy: dy as Tensor }, attrs) }),
+});
+
+const runAvgPoolGrad = operation('AvgPoolGrad', {
+  run: (backend, { dy }, { size, shape }) =>
+    backend.executeSingleOutput('AvgPoolGrad', poolAttrs(size as number, size as number), [
       shapeTensor(shape as number[]),
       dy!,
     ]),
 });
 
-/** @param x [B, H, W, C]   @param filter [k, k, C, 1], k odd   @returns [B, H, W, C] */
-export function depthwiseConv2d(x: Tensor, filter: Tensor): Tensor {
-  return runDepthwise({ x, filter });
+/** The mean of each size x size window, side by side.   @param x [B, H, W, C]   @returns [B, floor(H / size), ..., C] */
+export function avgPool(x: Tensor, size: number): Tensor {
+  return runAvgPool({ x }, { size, shape: x.shape });
 }
 
 // ------------------------------------------------------------------------------------------------ layers
@@ -263,6 +320,21 @@ const runReluGrad = operation('ReluGrad', {
 
 export function relu(x: Tensor): Tensor {
   return runRelu({ x });
+}
+
+const runRelu6 = operation('Relu6', {
+  run: (backend, { x }) => backend.executeSingleOutput('Relu6', [T], [x!]),
+  keep: { outputs: [true] },
+  gradient: (dy, [y]) => ({ x: () => runRelu6Grad({ dy: dy as Tensor, y: y! }) }),
+});
+
+const runRelu6Grad = operation('Relu6Grad', {
+  run: (backend, { dy, y }) => backend.executeSingleOutput('Relu6Grad', [T], [dy!, y!]),
+});
+
+/** min(max(x, 0), 6) */
+export function relu6(x: Tensor): Tensor {
+  return runRelu6({ x });
 }
 
 const runGlobalAveragePool = operation('GlobalAveragePool', {

@@ -78,7 +78,7 @@ const SHAPES: Record<string, ShapeFunction> = {
     sameAsFirst,
   ),
   ...each('IsFinite IsInf IsNan', ([x]) => [{ shape: x!.shape, dtype: DType.BOOL }]),
-  ...each('EluGrad ReluGrad', sameAsFirst),
+  ...each('EluGrad ReluGrad Relu6Grad', sameAsFirst),
   // Two operands, broadcast.
   ...each(
     'Add Sub Mul RealDiv FloorDiv FloorMod Maximum Minimum Pow SquaredDifference Atan2 LogicalAnd LogicalOr',

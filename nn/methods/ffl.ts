@@ -8,59 +8,105 @@
  *   L_FKD = sum_k T^2 KL(p_T(zf) || p_T(z_k))                        the fused classifier teaches every branch
  *   L     = L_CE + w(e) (L_EKD + L_FKD)
  * Teachers are constants. The feature maps are not: L_EKD and CE(zf) reach branches and trunk through the fusion module.
+ *
+ * Ablations leave L_EKD or L_FKD out; without a fusion module the ensemble takes the fused classifier's place as teacher.
  */
-import type { Recipe } from '../../core/recipe.ts';
+import type { MethodRecipe } from '../../core/recipe.ts';
 import type { Builder } from '../builder.ts';
 import { cast, globalAveragePool, relu } from '../graph/ops.ts';
 import { crossEntropy, distillation } from '../losses.ts';
 import { type Tensor, tf } from '../tensorflow.ts';
-import type { Method } from './method.ts';
-import { branchClassifiers, meanLogits } from './vanilla.ts';
+import { branchClassifiers, mean, numbered } from './common.ts';
+import type { BranchOutputs, Method } from './method.ts';
 
-type Options = Extract<Recipe['method'], { name: 'ffl' }>;
+type Options = MethodRecipe<'ffl'>;
 
-export function ffl({ temperature, teacherEpsilon, fusionChannels }: Options): Method {
-  const fuse = (b: Builder, features: Tensor[], classes: number) => fusionModule(b, features, fusionChannels, classes);
+export function ffl({ temperature, teacherEpsilon, fusion, ensembleToFused, fusedToBranch }: Options): Method {
+  const fuse = (b: Builder, branches: BranchOutputs[], classes: number) =>
+    fusion && fusionModule(b, align(b, branches, fusion.align), fusion.channels, classes);
   const kl = (student: Tensor, teacher: Tensor) => distillation(student, teacher, temperature, teacherEpsilon);
   return {
+    reads: fusion === null ? [] : ['map'],
     losses(b, { branches, classes, labels, distillWeight }) {
       const logits = branches.map((branch) => branch.logits);
-      const fused = fuse(
-        b,
-        branches.map((branch) => branch.features),
-        classes,
+      const fused = fuse(b, branches, classes);
+      const ensemble = mean(logits);
+      const teacher = fused ?? ensemble;
+
+      const ce = numbered(
+        'ce',
+        logits.map((z) => crossEntropy(z, labels)),
       );
-      const ensemble = meanLogits(logits);
+      if (fused !== null) ce['ce.fused'] = crossEntropy(fused, labels);
+      const kd: Record<string, Tensor> = fused !== null && ensembleToFused ? { ekd: kl(fused, ensemble) } : {};
+      if (fusedToBranch)
+        Object.assign(
+          kd,
+          numbered(
+            'fkd',
+            logits.map((z) => kl(z, teacher)),
+          ),
+        );
 
-      const ce = logits.map((z) => crossEntropy(z, labels));
-      const ceFused = crossEntropy(fused, labels);
-      const ekd = kl(fused, ensemble);
-      const fkd = logits.map((z) => kl(z, fused));
-      const total = tf.add(tf.addN([...ce, ceFused]), tf.mul(distillWeight, tf.addN([ekd, ...fkd])));
-
-      const named = (name: string, terms: Tensor[]) =>
-        Object.fromEntries(terms.map((term, k) => [`${name}.${k}`, term]));
-      return { ...named('ce', ce), 'ce.fused': ceFused, ekd, ...named('fkd', fkd), total };
+      const distilled = Object.values(kd);
+      const labelled = tf.addN(Object.values(ce));
+      const total = distilled.length === 0 ? labelled : tf.add(labelled, tf.mul(distillWeight, tf.addN(distilled)));
+      return { ...ce, ...kd, total };
     },
     classifiers(b, { branches, classes }) {
-      const fused = fuse(
-        b,
-        branches.map((branch) => branch.features),
-        classes,
-      );
-      return { ...branchClassifiers(branches.map((branch) => branch.logits)), fused };
+      const fused = fuse(b, branches, classes);
+      return { ...branchClassifiers(branches), ...(fused !== null && { fused }) };
     },
   };
 }
 
 /**
  * concat - depthwise 3x3 - BN - ReLU - pointwise - BN - ReLU - pool - linear.
- * @param features K of [B, H, W, C_k] in the builder's precision   @returns f32[B, classes]
+ * @param maps K of [B, H, W, C_k] in the builder's precision   @returns f32[B, classes]
  */
-function fusionModule(b: Builder, features: Tensor[], channels: number | null, classes: number): Tensor {
-  const concat = tf.concat(features, 3);
+function fusionModule(b: Builder, maps: Tensor[], channels: number | null, classes: number): Tensor {
+  const concat = tf.concat(maps, 3);
   const u = relu(b.batchNorm('fusion.bn1', b.depthwise('fusion.depthwise', concat)));
-  const widest = Math.max(...features.map((map) => map.shape[3]!));
+  const widest = Math.max(...maps.map((map) => map.shape[3]!));
   const v = relu(b.batchNorm('fusion.bn2', b.conv('fusion.pointwise', u, 1, channels ?? widest)));
   return b.linear('fusion.fc', globalAveragePool(cast(v, b.precision, 'f32')), classes);
+}
+
+/**
+ * The branches' maps at the size of the smallest: a larger one by a 3x3 convolution with stride, batch norm and ReLU where
+ * the sizes' ratio is whole (and `conv` is wanted), else by adaptive average pooling. Maps of that size are left alone.
+ */
+function align(b: Builder, branches: BranchOutputs[], how: 'conv' | 'avgpool' | 'none'): Tensor[] {
+  const maps = branches.map(({ map }) => map!);
+  const smallest = [1, 2].map((axis) => Math.min(...maps.map(({ shape }) => shape[axis]!))) as [number, number];
+  return maps.map((map, k) => {
+    const [, height, width, channels] = map.shape as [number, number, number, number];
+    const stride = height / smallest[0];
+    if (height === smallest[0] && width === smallest[1]) return map;
+    if (how === 'none') throw new Error(`branch ${k}'s map is ${height}x${width}, the smallest ${smallest.join('x')}`);
+    if (how === 'conv' && Number.isInteger(stride) && width / smallest[1] === stride) {
+      const name = `fusion.align.${k}`;
+      return relu(b.batchNorm(`${name}.bn`, b.conv(`${name}.conv`, map, 3, channels, stride)));
+    }
+    return cast(averagePoolTo(cast(map, b.precision, 'f32'), smallest), 'f32', b.precision);
+  });
+}
+
+/** Adaptive average pooling, as PyTorch cuts the windows. @param x f32[B, H, W, C]   @returns f32[B, h, w, C] */
+function averagePoolTo(x: Tensor, [h, w]: [number, number]): Tensor {
+  const [batch, height, width, channels] = x.shape as [number, number, number, number];
+  const rows = tf.matMul(windows(h, height), tf.reshape(x, [batch, height, width * channels]) as MatrixBatch);
+  const columns = tf.matMul(windows(w, width), tf.reshape(rows, [batch * h, width, channels]) as MatrixBatch);
+  return tf.reshape(columns, [batch, h, w, channels]);
+}
+
+type MatrixBatch = ReturnType<typeof tf.tensor3d>;
+
+/** @returns f32[1, to, from]: row i is the mean over [floor(i from / to), ceil((i + 1) from / to)) */
+function windows(to: number, from: number): MatrixBatch {
+  const matrix = Array.from({ length: to }, (_, i) => {
+    const [start, end] = [Math.floor((i * from) / to), Math.ceil(((i + 1) * from) / to)];
+    return Array.from({ length: from }, (_, j) => (j >= start && j < end ? 1 / (end - start) : 0));
+  });
+  return tf.tensor3d([matrix]);
 }

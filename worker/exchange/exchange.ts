@@ -4,7 +4,7 @@
  *     const exchange = await Exchange.listen('unix:/tmp/w/exchange');        // told to the others with Join
  *     await exchange.connect(plan, signal);                                 // Prepare: a generation's mesh
  *     ... the device writes exchange.gradient ...
- *     const { segmentNorms } = await exchange.reduce(step, signal);         // exchange.reduced holds the sum
+ *     const { segmentNorms } = await exchange.reduce(step, 0, signal);      // exchange.reduced holds the sum
  *
  * Between every two ranks that share a segment there are two sockets, each opened by the side that reads it and bound to
  * (run, generation, rank) by its hello. Whatever goes wrong on one of them ends the exchange for its generation: all
@@ -37,9 +37,10 @@ export interface ExchangePlan {
   rank: number;
   /** By rank. */
   addresses: string[];
-  /** f32 elements. */
+  /** f32 elements: the longest round's. */
   gradientLength: number;
-  segments: Segment[];
+  /** A round's gradient is its segments, one after another from 0. */
+  rounds: Segment[][];
 }
 
 export interface Reduced {
@@ -121,13 +122,13 @@ export class Exchange {
   }
 
   /**
-   * Sums every segment of `gradient` over its ranks into `reduced`, in rank order. Every rank of a segment must call it
-   * with the same step. `gradient` keeps its values, whatever happens.
+   * Sums every segment of a round's `gradient` over its ranks into `reduced`, in rank order. Every rank of a segment must
+   * call it with the same step and round. `gradient` keeps its values, whatever happens.
    * @throws BraidError NON_FINITE naming rank and segment, the same on every rank: the exchange stays usable.
    *   WORKER_LOST, PROTOCOL, STALE_GENERATION or the signal's reason: it is over for this generation.
    */
-  reduce(step: number, signal: AbortSignal): Promise<Reduced> {
-    return this.current().reduce(step, signal);
+  reduce(step: number, round: number, signal: AbortSignal): Promise<Reduced> {
+    return this.current().reduce(step, round, signal);
   }
 
   /** Ends the exchange for its generation; a reduction under way fails with `reason`. */
@@ -190,7 +191,12 @@ class Mesh {
   constructor(plan: ExchangePlan, traffic: Traffic) {
     this.plan = plan;
     this.traffic = traffic;
-    const peers = new Set(plan.segments.flatMap(({ ranks }) => ranks).filter((rank) => rank !== plan.rank));
+    const peers = new Set(
+      plan.rounds
+        .flat()
+        .flatMap(({ ranks }) => ranks)
+        .filter((rank) => rank !== plan.rank),
+    );
     this.memory = new GradientMemory(plan.gradientLength, peers.size);
     [...peers].forEach((rank, i) => {
       this.windows.set(rank, this.memory.window(i));
@@ -218,15 +224,17 @@ class Mesh {
     this.arrived();
   }
 
-  async reduce(step: number, signal: AbortSignal): Promise<Reduced> {
+  async reduce(step: number, round: number, signal: AbortSignal): Promise<Reduced> {
     if (this.failure !== null) throw this.failure;
     if (this.reduction !== null) throw new BraidError('PROTOCOL', `step ${step} cannot be reduced beside another one`);
     const before = { ...this.traffic };
     const sums: number[] = [];
-    for (let bucket = 0; bucket < this.plan.segments.length; bucket++) {
-      sums.push(await this.unlessAborted(signal, this.reduceSegment(step, bucket)));
+    const segments = this.plan.rounds[round]!;
+    const firstBucket = this.plan.rounds.slice(0, round).flat().length;
+    for (const [i, segment] of segments.entries()) {
+      sums.push(await this.unlessAborted(signal, this.reduceSegment(step, firstBucket + i, segment)));
     }
-    this.plan.segments.forEach((segment, i) => {
+    segments.forEach((segment, i) => {
       if (!Number.isFinite(sums[i]!)) throw this.nonFinite(segment, step);
     });
     return {
@@ -245,8 +253,7 @@ class Mesh {
     this.reduction?.fail(reason);
   }
 
-  private async reduceSegment(step: number, bucket: number): Promise<number> {
-    const { offset, length, ranks } = this.plan.segments[bucket]!;
+  private async reduceSegment(step: number, bucket: number, { offset, length, ranks }: Segment): Promise<number> {
     const { gradient, reduced, kernels } = this.memory;
     if (ranks.length === 1) {
       if (reduced !== gradient) reduced.set(gradient.subarray(offset, offset + length), offset);
@@ -365,7 +372,15 @@ class Mesh {
 }
 
 /** @throws BraidError PROTOCOL: peers would wait for one another, or add past the gradient's end */
-function requireSound({ rank, addresses, gradientLength, segments }: ExchangePlan): void {
+function requireSound(plan: ExchangePlan): void {
+  const lengths = plan.rounds.map((segments) => lengthOf(segments, plan));
+  const longest = Math.max(...lengths);
+  if (longest !== plan.gradientLength) {
+    throw new BraidError('PROTOCOL', `the segments cover ${longest} of the gradient's ${plan.gradientLength} elements`);
+  }
+}
+
+function lengthOf(segments: Segment[], { rank, addresses }: ExchangePlan): number {
   let end = 0;
   for (const { name, offset, length, ranks } of segments) {
     const ascending = ranks.every((r, i) => Number.isInteger(r) && (i === 0 || r > ranks[i - 1]!));
@@ -381,7 +396,5 @@ function requireSound({ rank, addresses, gradientLength, segments }: ExchangePla
       throw new BraidError('PROTOCOL', `segment ${name} begins at ${offset}, the one before ends at ${end}`);
     end += length;
   }
-  if (end !== gradientLength) {
-    throw new BraidError('PROTOCOL', `the segments cover ${end} of the gradient's ${gradientLength} elements`);
-  }
+  return end;
 }
