@@ -32,8 +32,8 @@ function complexity(pixels: number, classes: number, recipe: Record<string, unkn
 }
 
 /**
- * Parameters as published or as the authors' own code counts them; multiply-adds of convolutions and linear layers.
- * WRN-28-10: Yang et al. 2023 (MCL). ImageNet: torchvision. DenseNet-BC-40-12: osmr/imgclsmob. Others: counted by hand.
+ * Multiply-adds are of convolutions and linear layers. All agree with PyTorch's modules of the same networks; parameters of
+ * the ImageNet ones are torchvision's, those of WRN-28-10 the MCL-OKD repository's, those of DenseNet imgclsmob's.
  */
 const SIZES: [branch: Record<string, unknown>, classes: number, parameters: number, multiplyAdds: number][] = [
   [{ network: 'resnet', depth: 20 }, 10, 272_474, 40_813_184],
