@@ -1,5 +1,6 @@
 /**
- * `npm run bench -- [step|cluster] [--json] [--rounds N] [--steps N]`: Braid against PyTorch on this machine.
+ * `npm run bench -- [step|cluster|input] [--json] [--rounds N] [--steps N] [--data folder]`: Braid against PyTorch on this
+ * machine.
  *
  * Contenders take turns in short rounds and never run at the same time; figures are medians, ratios are braid / peer.
  * Progress goes to stderr, results to stdout: with --json a line each.
@@ -10,19 +11,24 @@ import { join } from 'node:path';
 import { parseArgs } from 'node:util';
 import { BraidError, nearest } from '../core/errors.ts';
 import { benchSplit, benchTogether, prepareCluster } from './cluster.ts';
+import { benchInput, jpegsIn } from './input.ts';
 import { peerPython } from './peers/venv.ts';
 import { asJson, asText, type Comparison } from './report.ts';
 import { benchStep, type Rounds } from './step.ts';
 
-const BENCHES = ['step', 'cluster'] as const;
+const BENCHES = ['step', 'cluster', 'input'] as const;
 type Bench = (typeof BENCHES)[number];
 
-/** Enough for a steady median; about four minutes each on two cores. */
-const DEFAULTS: Record<Bench, Rounds> = { step: { rounds: 5, steps: 10 }, cluster: { rounds: 3, steps: 20 } };
+/** Enough for a steady median; about four minutes each on two cores, one for `input`. */
+const DEFAULTS: Record<Bench, Rounds> = {
+  step: { rounds: 5, steps: 10 },
+  cluster: { rounds: 3, steps: 20 },
+  input: { rounds: 7, steps: 8 },
+};
 
 /** @returns the exit code: 0 when everything was measured, whether or not the bars are met */
 export async function bench(argv: string[]): Promise<number> {
-  const { benches, json, given } = parse(argv);
+  const { benches, json, given, data } = parse(argv);
   const say = (line: string) => void process.stderr.write(`${line}\n`);
   const show = (comparison: Comparison) => {
     process.stdout.write(`${json ? asJson(comparison) : asText(comparison)}\n`);
@@ -44,10 +50,15 @@ export async function bench(argv: string[]): Promise<number> {
       rmSync(folder, { recursive: true });
     }
   }
+  if (data !== undefined) {
+    (await benchInput({ python, data, say, ...DEFAULTS.input, ...given })).forEach(show);
+  } else if (benches.includes('input')) {
+    say('input is left out: name a folder of JPEG files with --data');
+  }
   return 0;
 }
 
-function parse(argv: string[]): { benches: readonly Bench[]; json: boolean; given: Partial<Rounds> } {
+function parse(argv: string[]): { benches: readonly Bench[]; json: boolean; given: Partial<Rounds>; data?: string } {
   const { values, positionals } = parsed(argv);
   for (const name of positionals) {
     if (BENCHES.includes(name as Bench)) continue;
@@ -61,7 +72,14 @@ function parse(argv: string[]): { benches: readonly Bench[]; json: boolean; give
     if (!/^[1-9]\d*$/.test(text)) throw wrongFlag(`--${flag} ${text}: expected a whole number from 1`);
     given[flag] = Number(text);
   }
-  return { benches: positionals.length > 0 ? (positionals as Bench[]) : BENCHES, json: values.json, given };
+  const { json, data } = values;
+  const benches = positionals.length > 0 ? (positionals as Bench[]) : BENCHES;
+  if (data === undefined && positionals.includes('input')) {
+    throw wrongFlag('input needs a folder of JPEG files: name one with --data');
+  }
+  if (data !== undefined && jpegsIn(data).length === 0)
+    throw wrongFlag(`--data ${data}: expected a folder with JPEG files`);
+  return { benches, json, given, ...(data !== undefined && benches.includes('input') && { data }) };
 }
 
 function parsed(argv: string[]) {
@@ -73,6 +91,7 @@ function parsed(argv: string[]) {
         json: { type: 'boolean', default: false },
         rounds: { type: 'string' },
         steps: { type: 'string' },
+        data: { type: 'string' },
       },
     });
   } catch (error) {
@@ -82,6 +101,6 @@ function parsed(argv: string[]) {
 
 function wrongFlag(message: string): BraidError {
   return new BraidError('INVALID_RECIPE', `bench: ${message}`, {
-    remedy: 'npm run bench -- [step|cluster] [--json] [--rounds N] [--steps N]',
+    remedy: 'npm run bench -- [step|cluster|input] [--json] [--rounds N] [--steps N] [--data folder]',
   });
 }

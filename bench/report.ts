@@ -1,10 +1,10 @@
-/** What the bench prints: a line a comparison, as JSON or for people. */
+/** What the bench prints: a line a comparison, a table of what has no peer; or JSON. */
 
 /** Seconds of each step, by phase. */
 export type Phases = Record<string, number[]>;
 
 export interface Comparison {
-  bench: 'step' | 'cluster';
+  bench: 'step' | 'cluster' | 'input';
   case: string;
   /** Medians over the rounds. */
   braid: number;
@@ -16,6 +16,43 @@ export interface Comparison {
   note: string;
   /** Median seconds of a step by phase, on Braid's side: shown where the bar is missed. */
   phases: Record<string, number>;
+}
+
+/** What is measured of Braid alone: there is no peer, and no bar. */
+export interface Measurement {
+  bench: 'soak' | 'scale';
+  case: string;
+  /** By name, which says the unit. */
+  figures: Record<string, number>;
+  /** What must not happen and did; empty: all is well. */
+  wrong: string[];
+}
+
+export function measurementAsJson({ bench, case: name, figures, wrong }: Measurement): string {
+  return JSON.stringify({ bench, case: name, ...figures, wrong });
+}
+
+/** A line a figure, a column a case. */
+export function tableOf(measurements: Measurement[]): string {
+  const names = [...new Set(measurements.flatMap(({ figures }) => Object.keys(figures)))];
+  const rows = [
+    [measurements[0]!.bench, ...measurements.map((measurement) => measurement.case)],
+    ...names.map((name) => [name, ...measurements.map(({ figures }) => figureAsText(figures[name]))]),
+  ];
+  const widths = rows[0]!.map((_, column) => Math.max(...rows.map((row) => row[column]!.length)));
+  const lines = rows.map(([name, ...cells]) =>
+    [name!.padEnd(widths[0]!), ...cells.map((cell, i) => cell.padStart(widths[i + 1]!))].join('  '),
+  );
+  const wrong = measurements.flatMap((measurement) =>
+    measurement.wrong.map((what) => `WRONG: ${measurement.case}: ${what}`),
+  );
+  return [...lines, ...wrong].join('\n');
+}
+
+function figureAsText(value: number | undefined): string {
+  if (value === undefined) return '';
+  const digits = Number.isInteger(value) || Math.abs(value) >= 100 ? 0 : Math.abs(value) >= 1 ? 1 : 3;
+  return value.toLocaleString('en', { maximumFractionDigits: digits, minimumFractionDigits: digits });
 }
 
 export function ratioOf({ braid, peer }: Comparison): number {

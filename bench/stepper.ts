@@ -17,8 +17,8 @@ export interface Answer {
   seconds: number[];
   /** Where the child tells phases apart. */
   phases?: Phases;
-  /** Total loss of the last step. */
-  loss: number;
+  /** Total loss of the last step, where there is one. */
+  loss?: number;
 }
 
 const KEPT_ERROR_CHARS = 4000; // the end of a Python traceback

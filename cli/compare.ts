@@ -10,7 +10,7 @@ import { join, relative } from 'node:path';
 import { comparisonOf, type Failure, type System } from '../compare/comparison.ts';
 import { readRun } from '../compare/finished-run.ts';
 import { tableOf } from '../compare/markdown.ts';
-import { clear, queueOf, secondsLeft, standingOf } from '../compare/queue.ts';
+import { clear, type QueuedRun, queueOf, secondsLeft, standingOf } from '../compare/queue.ts';
 import { surveyIfPossible, surveyOf } from '../compare/survey.ts';
 import { tablesOf } from '../compare/tables.ts';
 import { writeComparison } from '../compare/write.ts';
@@ -55,12 +55,14 @@ export async function compare(argv: string[], interrupts: Interrupts): Promise<n
   for (const guest of guests) guest.complexity = await surveyIfPossible(guest.runs[0]!.recipe, orderly);
   const systems = recipes.map((recipe, i) => ({ recipe, ...surveys[i]! }));
   const queue = queueOf(systems, seeds, folder);
-  const waiting = queue.filter((run) => standingOf(run) !== 'finished');
+  const finished = new Set<QueuedRun>();
+  for (const run of queue) if ((await standingOf(run)) === 'finished') finished.add(run);
+  const waiting = queue.filter((run) => !finished.has(run));
 
   const failures: Failure[] = [];
   const write = () => {
     const trained = systems.map(({ recipe: { name }, complexity }): System => {
-      const runs = queue.filter((run) => run.label === name && standingOf(run) === 'finished');
+      const runs = queue.filter((run) => run.label === name && finished.has(run));
       return { label: name, complexity, runs: runs.map((run) => readRun(run.folder, run.recipe.seed)) };
     });
     const compared = [...trained, ...guests].filter(({ runs }) => runs.length > 0);
@@ -82,9 +84,10 @@ export async function compare(argv: string[], interrupts: Interrupts): Promise<n
     progress.print(`\n${place}: ${run.label}, seed ${run.recipe.seed}`);
     const start = now();
     try {
-      const resume = standingOf(run) === 'unfinished';
+      const resume = (await standingOf(run)) === 'unfinished';
       if (!resume) clear(run);
       await runHere({ recipe: run.recipe, runFolder: run.folder, resume, interrupts, progress });
+      finished.add(run);
       if (!resume) seen.push({ work: run.work, seconds: now() - start });
     } catch (thrown) {
       const { message, remedy } = asBraidError(thrown);

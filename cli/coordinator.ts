@@ -4,38 +4,48 @@ import { runCoordinator } from '../coordinator/run.ts';
 import { createLog } from '../core/log.ts';
 import { bringData } from './bring-data.ts';
 import type { Interrupts } from './interrupts.ts';
-import { parse, recipeOf, SET } from './options.ts';
+import { parse, RESUME, recipeOf, resumeOf, SET, withResume } from './options.ts';
 import { Progress } from './progress.ts';
 import { resultTable } from './result-table.ts';
 import { chooseRunFolder } from './run-folders.ts';
+import { TLS, TOKEN_FILE, tlsOf, tokenOf } from './trust.ts';
 
 const USAGE =
-  'braid coordinator <recipe.yaml> [--listen <host:port>] [--insecure] [--resume] [--runs <folder>] [--set path=value ...]';
+  'braid coordinator <recipe.yaml> [--listen <host:port>] [--tls <folder> | --insecure] [--token-file <file>] [--resume [step-<n>]] [--runs <folder>] [--set path=value ...]';
 
 const OPTIONS = {
   ...SET,
+  ...RESUME,
+  ...TLS,
+  ...TOKEN_FILE,
   listen: { type: 'string', default: '127.0.0.1:7070' },
   /** Listen where other machines can connect, unencrypted. */
   insecure: { type: 'boolean', default: false },
-  resume: { type: 'boolean', default: false },
   runs: { type: 'string', default: 'runs' },
 } as const;
 
 export async function coordinator(argv: string[], { orderly, atOnce }: Interrupts): Promise<number> {
-  const { values, positionals } = parse('coordinator', argv, OPTIONS, USAGE);
+  const { values, positionals } = parse('coordinator', withResume(argv), OPTIONS, USAGE);
   const recipe = recipeOf('coordinator', positionals, values.set, USAGE);
-  await bringData(recipe, orderly);
+  const resume = resumeOf('coordinator', values.resume);
   const progress = new Progress(process.stdout, () => performance.now() / 1000);
+  const write = (line: string) => progress.print(line);
+  const log = createLog({ format: 'human', level: 'warn', write, now: () => new Date() });
+  const tls = tlsOf(values, log);
+  const token = tokenOf(values);
+  await bringData(recipe, orderly);
   const summary = await runCoordinator({
     recipe,
     listen: values.listen,
     insecure: values.insecure,
-    runFolder: chooseRunFolder(values.runs, recipe.name, values.resume),
-    resume: values.resume,
+    tls,
+    token,
+    runFolder: chooseRunFolder(values.runs, recipe.name, resume !== false),
+    resume,
     signal: orderly,
     hard: atOnce,
     onEvent: (event) => progress.show(event),
-    log: createLog({ format: 'human', level: 'warn', write: (line) => progress.print(line), now: () => new Date() }),
+    log,
   });
   process.stdout.write(resultTable(summary));
   return 0;

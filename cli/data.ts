@@ -8,7 +8,7 @@ import { loadRecipe } from '../core/recipe.ts';
 import { type Dataset, openDataset } from '../input/dataset.ts';
 import { fetchDataset } from '../input/fetch.ts';
 import { published } from '../input/sources.ts';
-import { decodeImage } from '../worker/input/decode.ts';
+import { checkImage, decodeImage } from '../worker/input/decode.ts';
 
 export const usage = `braid data fetch <name> [--to <folder>]   bring a data set into <folder>/<name> (default: data/<name>)
 braid data list                           the data sets that fetch knows
@@ -53,7 +53,8 @@ async function checkCommand(argv: string[], signal: AbortSignal): Promise<number
   const recipe = loadRecipe(file, values.set as string[]);
   const { train, test } = await planRun(recipe, openDataset);
   try {
-    const damaged = (await checkSamples(train, signal)) + (await checkSamples(test, signal));
+    const anySize = recipe.data.resizedCrop !== null;
+    const damaged = (await checkSamples(train, anySize, signal)) + (await checkSamples(test, anySize, signal));
     return damaged === 0 ? 0 : 1;
   } finally {
     train.close();
@@ -61,8 +62,11 @@ async function checkCommand(argv: string[], signal: AbortSignal): Promise<number
   }
 }
 
-/** @returns how many samples do not decode */
-async function checkSamples(dataset: Dataset, signal: AbortSignal): Promise<number> {
+/**
+ * @param anySize whether images may be of other sizes than the data set's, which they are cropped to later
+ * @returns how many samples do not decode
+ */
+async function checkSamples(dataset: Dataset, anySize: boolean, signal: AbortSignal): Promise<number> {
   const { height, width, channels } = dataset.image;
   const pixels = new Uint8Array(height * width * channels);
   const perClass = new Array<number>(dataset.classes).fill(0);
@@ -74,7 +78,8 @@ async function checkSamples(dataset: Dataset, signal: AbortSignal): Promise<numb
     perClass[label]!++;
     if (dataset.encoding !== 'image-file') continue;
     try {
-      decodeImage(bytes, dataset.image, pixels);
+      if (anySize) checkImage(bytes);
+      else decodeImage(bytes, dataset.image, pixels);
     } catch (error) {
       damaged++;
       if (damaged <= DAMAGED_SHOWN) print(`${dataset.where(index)}: ${(error as Error).message} (sample ${index})`);

@@ -49,7 +49,9 @@ export class Interrupts {
     const controller = this.orderly.aborted ? this.#controllers[1] : this.#controllers[0];
     const said = typeof what === 'string' ? what : signalOf(what);
     controller.abort(
-      new BraidError('CANCELLED', said === undefined ? 'the braid command was killed' : `stopped by ${said}`),
+      new BraidError('CANCELLED', said === undefined ? 'the braid command was killed' : `stopped by ${said}`, {
+        details: { signal: said },
+      }),
     );
   };
 }

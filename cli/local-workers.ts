@@ -9,6 +9,9 @@ import { gpuModels } from '../nn/device.ts';
 
 const GRACE_MS = 5_000; // for a worker to leave by itself, once told
 const LOG_TAIL_LINES = 15;
+/** A worker that has died while training is started again, so soon and so often. */
+const RESTART_MS = 500;
+const RESTARTS = 10;
 
 const MAIN = new URL('./main.ts', import.meta.url).pathname;
 
@@ -18,13 +21,18 @@ export class LocalWorkers {
   readonly diedEarly: AbortSignal;
   private readonly count: number;
   private readonly threads: number;
+  /** Folder of --tls. */
+  private readonly tls: string | undefined;
   private readonly folder: string;
   private readonly early = new AbortController();
   private readonly children: ChildProcess[] = [];
   private complete = false;
+  private over = false;
+  private restarts = 0;
 
-  constructor({ count, threads }: { count: number; threads: number }) {
+  constructor({ count, threads, tls }: { count: number; threads: number; tls?: string | undefined }) {
     this.count = count;
+    this.tls = tls;
     this.threads = threads;
     this.folder = mkdtempSync(join(tmpdir(), 'braid-'));
     this.coordinatorAddress = `unix:${join(this.folder, 'coordinator')}`;
@@ -33,33 +41,7 @@ export class LocalWorkers {
 
   /** @param logs where each worker's log goes */
   start(logs: string): void {
-    for (let i = 0; i < this.count; i++) {
-      const file = join(logs, `worker-${i}.log`);
-      const log = openSync(file, 'a');
-      // The ipc channel tells a worker when this process is gone, however it went. Its temporary files go into the folder
-      // that is removed in the end, so that a worker that is killed leaves none either.
-      const child = spawn(
-        process.execPath,
-        [
-          MAIN,
-          'worker',
-          '--coordinator',
-          this.coordinatorAddress,
-          '--threads',
-          String(this.threads),
-          '--folder',
-          this.folder,
-        ],
-        {
-          stdio: ['ignore', log, log, 'ipc'],
-          detached: true,
-          env: { ...process.env, TMPDIR: this.folder, ...gpuOf(i) },
-        },
-      );
-      closeSync(log);
-      child.once('exit', (code, signal) => this.onExit(i, file, signal ?? `code ${code}`));
-      this.children.push(child);
-    }
+    for (let i = 0; i < this.count; i++) this.spawn(i, join(logs, `worker-${i}.log`));
   }
 
   /** From now on the coordinator watches them itself. */
@@ -69,7 +51,7 @@ export class LocalWorkers {
 
   /** Waits for the workers to end, ends those that do not, and removes the sockets. */
   async [Symbol.asyncDispose](): Promise<void> {
-    this.complete = true;
+    this.over = true;
     const alive = this.children.filter((child) => child.exitCode === null && child.signalCode === null);
     for (const child of alive) if (child.connected) child.disconnect();
     const kill = setTimeout(() => {
@@ -82,8 +64,35 @@ export class LocalWorkers {
     rmSync(this.folder, { recursive: true, force: true });
   }
 
-  private onExit(i: number, file: string, how: string): void {
-    if (this.complete) return;
+  private spawn(i: number, file: string): void {
+    const log = openSync(file, 'a');
+    const { coordinatorAddress, threads, folder, tls } = this;
+    const flags = {
+      coordinator: coordinatorAddress,
+      threads: String(threads),
+      folder,
+      ...(tls !== undefined && { tls }),
+    };
+    const argv = Object.entries(flags).flatMap(([flag, value]) => [`--${flag}`, value]);
+    // The ipc channel tells a worker when this process is gone, however it went. Its temporary files go into the folder
+    // that is removed in the end, so that a worker that is killed leaves none either.
+    const child = spawn(process.execPath, [MAIN, 'worker', ...argv], {
+      stdio: ['ignore', log, log, 'ipc'],
+      detached: true,
+      env: { ...process.env, TMPDIR: folder, ...gpuOf(i) },
+    });
+    closeSync(log);
+    child.once('exit', (code, signal) => this.onExit(i, file, code, signal));
+    this.children[i] = child;
+  }
+
+  private onExit(i: number, file: string, code: number | null, signal: NodeJS.Signals | null): void {
+    if (this.over || code === 0) return;
+    if (this.complete) {
+      if (this.restarts++ < RESTARTS) setTimeout(() => this.over || this.spawn(i, file), RESTART_MS);
+      return;
+    }
+    const how = signal ?? `code ${code}`;
     const tail = readFileSync(file, 'utf8').trimEnd().split('\n').slice(-LOG_TAIL_LINES).join('\n  ');
     this.early.abort(
       new BraidError('WORKER_LOST', `worker process ${i} ended (${how}) before all workers had joined:\n  ${tail}`, {

@@ -1,5 +1,5 @@
 /** The `braid` command, under Node 24: names a command, runs it, and tells what went wrong. */
-import { asBraidError, nearest } from '../core/errors.ts';
+import { asBraidError, BraidError, nearest } from '../core/errors.ts';
 import { Interrupts } from './interrupts.ts';
 
 interface Command {
@@ -18,6 +18,12 @@ const COMMANDS: Record<string, Command> = {
     load: async () => (await import('./coordinator.ts')).coordinator,
   },
   worker: { about: 'one worker, which joins a coordinator', load: async () => (await import('./worker.ts')).worker },
+  checkpoints: {
+    about: "list, verify and prune a run's checkpoints",
+    load: async () => (await import('./checkpoints.ts')).checkpoints,
+  },
+  certs: { about: 'certificates for --tls, for development', load: async () => (await import('./certs.ts')).certs },
+  status: { about: 'how a running cluster is doing', load: async () => (await import('./status.ts')).status },
   config: { about: 'a recipe with every value resolved', load: async () => (await import('./config.ts')).config },
   data: {
     about: 'fetch, list and check data sets',
@@ -27,8 +33,18 @@ const COMMANDS: Record<string, Command> = {
   bench: { about: 'speed, beside PyTorch', load: async () => (await import('../bench/bench.ts')).bench },
 };
 
+/** Something is to be mended first: starting again would end the same way. */
+const EXIT_FAILED = 1;
+/** sysexits.h's EX_TEMPFAIL: start again, with --resume. Workers were lost, or SIGTERM asked for the machine. */
+const EXIT_TRY_AGAIN = 75;
 /** Shells say 128 + the signal's number: SIGINT is 2. */
 const EXIT_CANCELLED = 130;
+
+function exitCodeOf({ code }: BraidError, { orderly }: Interrupts): number {
+  const signal = orderly.reason instanceof BraidError ? orderly.reason.details.signal : undefined;
+  if (code === 'WORKER_LOST' || (code === 'CANCELLED' && signal === 'SIGTERM')) return EXIT_TRY_AGAIN;
+  return code === 'CANCELLED' ? EXIT_CANCELLED : EXIT_FAILED;
+}
 
 const [name = 'help', ...argv] = process.argv.slice(2);
 const command = COMMANDS[name];
@@ -48,7 +64,7 @@ if (command === undefined) {
     process.stderr.write(`braid ${name}: ${error.message}\n`);
     if (error.remedy !== '') process.stderr.write(`  Remedy: ${error.remedy}\n`);
     if (error.code === 'INTERNAL') process.stderr.write(`  A bug in Braid: ${error.stack}\n`);
-    process.exitCode = error.code === 'CANCELLED' ? EXIT_CANCELLED : 1;
+    process.exitCode = exitCodeOf(error, interrupts);
   } finally {
     interrupts.close();
   }

@@ -37,13 +37,22 @@ export class Progress {
     switch (event.kind) {
       case 'listening':
         this.print(
-          `coordinator on ${event.address}, metrics on http://127.0.0.1:${event.metricsPort}/metrics, waiting for ${event.workers} worker(s)`,
+          `coordinator on ${event.address}, metrics on http://${event.metrics}/metrics, waiting for ${event.workers} worker(s)`,
         );
         break;
       case 'joined':
         this.print(
-          `worker ${event.rank} joined (${event.joined}/${event.workers}): ${event.device} on ${event.host}, pid ${event.pid}`,
+          `worker ${event.member} joined (${event.joined}/${event.workers}): ${event.device} on ${event.host}, pid ${event.pid}`,
         );
+        break;
+      case 'disturbed':
+        this.print(`disturbed at step ${event.step}: ${event.message}`);
+        break;
+      case 'regrouped':
+        this.print(`generation ${event.generation}: ${event.workers} worker(s), from step ${event.step} on`);
+        break;
+      case 'skipped':
+        this.print(`step ${event.step} was not finite and is left out`);
         break;
       case 'started': {
         const { totals } = event;

@@ -16,7 +16,7 @@ export function resultTable(summary: Summary): string {
   ];
   const losses = Object.entries(summary.losses).map(([name, value]) => [name, value.toFixed(4)]);
   const { paths } = summary;
-  const here = (path: string) => relative(process.cwd(), path);
+  const here = (path: string) => (path.startsWith('s3://') ? path : relative(process.cwd(), path));
   return `
 ${summary.method} on ${summary.testSamples.toLocaleString('en')} test images after ${summary.epochs} epochs
 
@@ -41,7 +41,8 @@ function percent(rate: number): string {
   return `${(100 * rate).toFixed(2)} %`;
 }
 
-function columns(rows: string[][]): string {
+/** Rows under one another, the first column to the left, the others to the right. */
+export function columns(rows: string[][]): string {
   const widths = rows[0]!.map((_, i) => Math.max(...rows.map((row) => row[i]!.length)));
   const line = (row: string[]) =>
     row.map((cell, i) => (i === 0 ? cell.padEnd(widths[i]!) : cell.padStart(widths[i]! + 2))).join('');

@@ -11,27 +11,32 @@ import { type Recipe, threadsOf, workersOf } from '../core/recipe.ts';
 import type { Interrupts } from './interrupts.ts';
 import { LocalWorkers } from './local-workers.ts';
 import type { Progress } from './progress.ts';
+import { tlsOf } from './trust.ts';
 
 export interface RunHere {
   recipe: Recipe;
   runFolder: string;
-  /** Go on from the newest checkpoint in runFolder. */
-  resume: boolean;
+  /** Go on from the run's newest checkpoint (true), or from the one of that name. */
+  resume: boolean | string;
   interrupts: Pick<Interrupts, 'orderly' | 'atOnce'>;
   progress: Progress;
+  /** Folder of --tls. */
+  tls?: string | undefined;
 }
 
-export async function runHere({ recipe, runFolder, resume, interrupts, progress }: RunHere): Promise<Summary> {
+export async function runHere({ recipe, runFolder, resume, interrupts, progress, tls }: RunHere): Promise<Summary> {
   const log = createLog({
     format: 'human',
     level: 'warn',
     write: (line) => progress.print(line),
     now: () => new Date(),
   });
-  await using workers = new LocalWorkers({ count: workersOf(recipe), threads: threadsOf(recipe) });
+  const trust = tlsOf({ tls }, log);
+  await using workers = new LocalWorkers({ count: workersOf(recipe), threads: threadsOf(recipe), tls });
   return await runCoordinator({
     recipe,
     listen: workers.coordinatorAddress,
+    tls: trust,
     runFolder,
     resume,
     signal: interrupts.orderly,

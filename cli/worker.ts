@@ -6,10 +6,15 @@ import { createLog } from '../core/log.ts';
 import { runWorker } from '../worker/worker.ts';
 import type { Interrupts } from './interrupts.ts';
 import { parse } from './options.ts';
+import { TLS, TOKEN_FILE, tlsOf, tokenOf } from './trust.ts';
 
-const USAGE = 'braid worker --coordinator <host:port | unix:/path> [--listen <host:port> [--insecure]] [--threads <n>]';
+const USAGE =
+  'braid worker --coordinator <host:port | unix:/path> [--listen <host:port>] [--tls <folder> | --insecure] ' +
+  '[--token-file <file>] [--threads <n>] [--metrics-port <n> [--metrics-host <host>]] [--rejoin-seconds <s>]';
 
 const OPTIONS = {
+  ...TLS,
+  ...TOKEN_FILE,
   coordinator: { type: 'string' },
   /** Where the coordinator and other workers reach this one; the port may be 0. */
   listen: { type: 'string' },
@@ -17,8 +22,13 @@ const OPTIONS = {
   insecure: { type: 'boolean', default: false },
   /** The sockets' folder of a `braid train` on this machine: removed when that ends without having done so. */
   folder: { type: 'string' },
+  /** Where metrics and health are served; default: nowhere. Port 0: any free one. */
+  'metrics-port': { type: 'string' },
+  'metrics-host': { type: 'string', default: '127.0.0.1' },
   /** TensorFlow threads; default: all cores. */
   threads: { type: 'string' },
+  /** How long a coordinator that has gone is waited for. */
+  'rejoin-seconds': { type: 'string', default: '600' },
 } as const;
 
 export async function worker(argv: string[], { orderly, atOnce }: Interrupts): Promise<number> {
@@ -32,20 +42,41 @@ export async function worker(argv: string[], { orderly, atOnce }: Interrupts): P
       remedy: USAGE,
     });
   }
+  const rejoinSeconds = Number(values['rejoin-seconds']);
+  if (!(rejoinSeconds >= 0)) {
+    throw new BraidError(
+      'INVALID_RECIPE',
+      `worker: --rejoin-seconds ${values['rejoin-seconds']} is not a number from 0`,
+      {
+        remedy: USAGE,
+      },
+    );
+  }
+  const port = Number(values['metrics-port'] ?? 0);
+  if (!Number.isInteger(port) || port < 0 || port > 65_535) {
+    throw new BraidError('INVALID_RECIPE', `worker: --metrics-port ${values['metrics-port']} is no port`, {
+      remedy: USAGE,
+    });
+  }
+  const metrics = values['metrics-port'] === undefined ? null : { host: values['metrics-host'], port };
   const log = createLog({
     format: 'human',
     level: 'info',
     write: (line) => process.stderr.write(line),
     now: () => new Date(),
   });
-  // A worker has nothing of its own to save: the first request ends it.
   try {
     await runWorker({
       coordinator: values.coordinator,
       ...(values.listen === undefined ? {} : { listen: values.listen }),
       insecure: values.insecure,
+      tls: tlsOf(values, log),
+      token: tokenOf(values),
+      metrics,
       threads,
-      signal: AbortSignal.any([orderly, atOnce]),
+      signal: orderly,
+      hard: atOnce,
+      rejoinSeconds,
       log,
     });
   } finally {

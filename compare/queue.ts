@@ -1,8 +1,8 @@
 /** The runs of a comparison, where each stands, and how long they will all take. */
 import { existsSync, readdirSync, rmSync } from 'node:fs';
-import { join } from 'node:path';
+import { basename, join } from 'node:path';
 import { isDeepStrictEqual } from 'node:util';
-import { listCheckpoints } from '../coordinator/checkpoints.ts';
+import { openStore, placeOf } from '../coordinator/checkpoints-store.ts';
 import { runFolderAt } from '../coordinator/run-folder.ts';
 import { BraidError } from '../core/errors.ts';
 import { loadRecipe, type Recipe } from '../core/recipe.ts';
@@ -27,7 +27,8 @@ export function queueOf(systems: (Survey & { recipe: Recipe })[], seeds: number,
       const name = `${recipe.name}-seed${seed}`;
       // An interrupted comparison goes on from here: a recipe that saves nothing on its way saves every epoch.
       const everySteps = recipe.checkpoint.everySteps || stepsPerEpoch;
-      const own = { ...recipe, name, seed, checkpoint: { ...recipe.checkpoint, everySteps } };
+      const store = recipe.checkpoint.store && `${recipe.checkpoint.store}/${basename(folder)}/${name}`;
+      const own = { ...recipe, name, seed, checkpoint: { ...recipe.checkpoint, everySteps, store } };
       return {
         label: recipe.name,
         recipe: own,
@@ -43,7 +44,7 @@ export function queueOf(systems: (Survey & { recipe: Recipe })[], seeds: number,
 export type Standing = 'new' | 'unfinished' | 'finished';
 
 /** @throws BraidError INVALID_RECIPE when the folder holds a run of another recipe */
-export function standingOf({ folder, recipe }: QueuedRun): Standing {
+export async function standingOf({ folder, recipe }: QueuedRun): Promise<Standing> {
   const at = runFolderAt(folder);
   if (!existsSync(at.path) || readdirSync(at.path).length === 0) return 'new';
   const differences = existsSync(at.recipe) ? differing(loadRecipe(at.recipe), recipe) : ['it has no recipe.yaml'];
@@ -53,7 +54,8 @@ export function standingOf({ folder, recipe }: QueuedRun): Standing {
     });
   }
   if (existsSync(at.summary)) return 'finished';
-  return listCheckpoints(at.checkpoints).length > 0 ? 'unfinished' : 'new';
+  const store = await openStore(placeOf(recipe, at));
+  return (await store.list()).length > 0 ? 'unfinished' : 'new';
 }
 
 /** Removes what an attempt left that ended before its first checkpoint. The run must be new. */

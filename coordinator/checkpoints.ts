@@ -1,158 +1,150 @@
 /**
- * Checkpoints: a folder each, `checkpoints/step-00000120`, for the state after 120 steps.
+ * Checkpoints: `step-00000120` is the state after 120 steps.
  *
- *     manifest.json            what it is, and size and SHA-256 of each other file
  *     model.safetensors        weights and running statistics, PyTorch's names and layouts
  *     optimizer.safetensors    momenta, by the name of their weight
- *
- * It is written aside, synced to disk and renamed: a checkpoint that has its name is whole, or its disk is broken.
+ *     manifest.json            what it is, and size and SHA-256 of each other file
  */
 import { createHash } from 'node:crypto';
-import { existsSync, readdirSync } from 'node:fs';
-import { mkdir, open, readFile, rename, rm } from 'node:fs/promises';
-import { join } from 'node:path';
-import { z } from 'zod';
+import { readFile } from 'node:fs/promises';
 import { BraidError } from '../core/errors.ts';
 import { decodeSafetensors, encodeSafetensors } from '../nn/safetensors.ts';
 import type { TensorMap } from '../nn/variables.ts';
 import { VERSION } from '../proto/version.ts';
+import {
+  type CheckpointFacts,
+  checkpointName,
+  damaged,
+  decodeManifest,
+  encodeManifest,
+  MANIFEST,
+  MANIFEST_LIMIT_BYTES,
+  type Manifest,
+  MODEL,
+  OPTIMIZER,
+} from './checkpoints-manifest.ts';
+import type { CheckpointStore, StoredCheckpoint } from './checkpoints-store.ts';
 import type { NetworkState } from './group.ts';
-
-/** Of the folder's layout. A reader refuses another one. */
-const FORMAT = 1;
-const MANIFEST = 'manifest.json';
-const MODEL = 'model.safetensors';
-const OPTIMIZER = 'optimizer.safetensors';
-const NAME = /^step-(\d{8,})$/;
-const UNFINISHED = /^\.step-\d+\.unfinished$/;
-const STEP_DIGITS = 8; // names sort as their steps do
-
-const manifestSchema = z.object({
-  format: z.literal(FORMAT),
-  /** Braid's version. */
-  braid: z.string(),
-  run: z.string(),
-  /** Steps committed, and the epoch that the next step belongs to. */
-  step: z.number().int().nonnegative(),
-  epoch: z.number().int().nonnegative(),
-  /** What a network must equal to take these weights, and a run to go on from this step: plan.ts. */
-  network: z.record(z.string(), z.unknown()),
-  sampling: z.record(z.string(), z.unknown()),
-  recipe: z.unknown(),
-  files: z.record(z.string(), z.object({ bytes: z.number(), sha256: z.string() })),
-});
-
-export type Manifest = z.infer<typeof manifestSchema>;
-export type CheckpointFacts = Pick<Manifest, 'run' | 'step' | 'epoch' | 'network' | 'sampling' | 'recipe'>;
 
 export interface Checkpoint extends Required<NetworkState> {
   path: string;
   manifest: Manifest;
 }
 
-/**
- * Writes one and removes the oldest beyond `keep`.
- * @param folder the run's `checkpoints` folder   @param beforeRename for tests: called when all is written aside
- * @returns its path
- */
-export async function writeCheckpoint(
-  folder: string,
-  facts: CheckpointFacts,
-  { weights, momenta }: Required<NetworkState>,
-  { keep, beforeRename }: { keep: number; beforeRename?: () => void },
-): Promise<string> {
-  const name = `step-${String(facts.step).padStart(STEP_DIGITS, '0')}`;
-  const aside = join(folder, `.${name}.unfinished`);
-  const path = join(folder, name);
-  const metadata = { format: 'pt', braid: VERSION, run: facts.run, step: String(facts.step) };
-  const contents = { [MODEL]: encodeSafetensors(weights, metadata), [OPTIMIZER]: encodeSafetensors(momenta, metadata) };
-  try {
-    await removeUnfinished(folder);
-    await mkdir(aside, { recursive: true });
-    const files: Manifest['files'] = {};
-    for (const [file, bytes] of Object.entries(contents)) {
-      files[file] = { bytes: bytes.length, sha256: sha256(bytes) };
-      await writeSynced(join(aside, file), bytes);
-    }
-    const manifest: Manifest = { format: FORMAT, braid: VERSION, ...facts, files };
-    await writeSynced(join(aside, MANIFEST), Buffer.from(`${JSON.stringify(manifest, null, 2)}\n`));
-    await syncFolder(aside);
-    beforeRename?.();
-    await rm(path, { recursive: true, force: true }); // the same step, written by an earlier attempt
-    await rename(aside, path);
-    await syncFolder(folder);
-  } catch (cause) {
-    if (cause instanceof BraidError) throw cause;
-    throw new BraidError('SETUP', `cannot write the checkpoint ${path}: ${(cause as Error).message}`, {
-      remedy: 'Make room on the disk, or give the folder write permission; then go on with --resume.',
-      cause,
-    });
-  }
-  for (const old of listCheckpoints(folder).slice(0, -keep)) await rm(old, { recursive: true });
-  return path;
+export interface Written {
+  step: number;
+  path: string;
+  /** Of all its files. */
+  bytes: number;
 }
 
-/** Paths of the checkpoints of a run, oldest first. */
-export function listCheckpoints(folder: string): string[] {
-  if (!existsSync(folder)) return [];
-  const names = readdirSync(folder).filter((name) => NAME.test(name));
-  return names.sort((a, b) => stepOf(a) - stepOf(b)).map((name) => join(folder, name));
+/** How many stay. */
+export interface Keeping {
+  /** The newest, at least 1. */
+  keep: number;
+  /** And for good those after a multiple of so many steps; 0: none. */
+  keepEverySteps: number;
+}
+
+/**
+ * Writes one and removes those that need not stay: the older ones that `keeping` spares not, and those of later steps. A run
+ * that has gone back has given the latter up.
+ */
+export async function writeCheckpoint(
+  store: CheckpointStore,
+  facts: CheckpointFacts,
+  state: Required<NetworkState>,
+  keeping: Keeping,
+): Promise<Written> {
+  const name = checkpointName(facts.step);
+  await store.write(name, filesOf(facts, state));
+  const all = await store.list();
+  const later = all.filter(({ step }) => step > facts.step);
+  const others = all.filter(({ step }) => step <= facts.step);
+  for (const old of [...later, ...superfluous(others, keeping)]) await store.remove(old.name);
+  const written = others.at(-1)!;
+  const bytes = Object.values(written.files).reduce((sum, size) => sum + size, 0);
+  return { step: facts.step, path: written.path, bytes };
+}
+
+/** Those that need not stay. @param checkpoints oldest first */
+export function superfluous<T extends { step: number }>(checkpoints: T[], { keep, keepEverySteps }: Keeping): T[] {
+  return checkpoints.slice(0, -keep).filter(({ step }) => keepEverySteps === 0 || step % keepEverySteps !== 0);
 }
 
 /**
  * Reads one whole and checks every byte.
  * @throws BraidError INVALID_CHECKPOINT naming the file that is missing, damaged or of another version
  */
-export async function readCheckpoint(path: string): Promise<Checkpoint> {
-  const manifest = await readManifest(path);
-  const read = async (file: string): Promise<TensorMap> => {
-    const full = join(path, file);
-    const expected = manifest.files[file];
-    if (expected === undefined) throw damaged(join(path, MANIFEST), `it does not list ${file}`);
-    const bytes = await readWhole(full);
-    if (bytes.length !== expected.bytes)
-      throw damaged(full, `${bytes.length} bytes, its manifest says ${expected.bytes}`);
-    const found = sha256(bytes);
-    if (found !== expected.sha256) throw damaged(full, `SHA-256 ${found}, its manifest says ${expected.sha256}`);
-    return floatTensors(bytes, full);
+export async function readCheckpoint(store: CheckpointStore, name: string): Promise<Checkpoint> {
+  const manifest = await readManifest(store, name);
+  const path = `${store.where}/${name}`;
+  const tensorsOf = async (file: string): Promise<TensorMap> => {
+    if (manifest.files[file] === undefined) throw damaged(`${path}/${MANIFEST}`, `it does not list ${file}`);
+    return floatTensors(await readListed(store, name, file, manifest), `${path}/${file}`);
   };
-  return { path, manifest, weights: await read(MODEL), momenta: await read(OPTIMIZER) };
+  return { path, manifest, weights: await tensorsOf(MODEL), momenta: await tensorsOf(OPTIMIZER) };
+}
+
+/** @throws BraidError INVALID_CHECKPOINT when it is missing, damaged or of another version */
+export async function readManifest(store: CheckpointStore, name: string): Promise<Manifest> {
+  const bytes = await store.read(name, MANIFEST, MANIFEST_LIMIT_BYTES);
+  return decodeManifest(bytes, `${store.where}/${name}/${MANIFEST}`, name);
+}
+
+/** What is wrong with a checkpoint, as far as names and sizes tell; null: nothing. */
+export function sizeProblem({ path, files }: StoredCheckpoint, manifest: Manifest): BraidError | null {
+  for (const [file, { bytes }] of Object.entries(manifest.files)) {
+    const found = files[file];
+    if (found === undefined) return damaged(`${path}/${file}`, 'it is not there');
+    if (found !== bytes) return damaged(`${path}/${file}`, `${found} bytes, its manifest says ${bytes}`);
+  }
+  return null;
 }
 
 /** Weights of any .safetensors file. @throws BraidError INVALID_CHECKPOINT naming it */
 export async function readWeights(file: string): Promise<TensorMap> {
-  return floatTensors(await readWhole(file), file);
-}
-
-/** @throws BraidError INVALID_CHECKPOINT naming every difference: "branches.0.depth is 32 there and 20 here" */
-export function requireEqual(
-  there: Record<string, unknown>,
-  here: Record<string, unknown>,
-  what: string,
-  remedy: string,
-): void {
-  const differences = differencesOf(there, here, '');
-  if (differences.length === 0) return;
-  throw new BraidError('INVALID_CHECKPOINT', `${what}: ${differences.join('; ')}`, { remedy });
-}
-
-async function readManifest(path: string): Promise<Manifest> {
-  const file = join(path, MANIFEST);
-  const text = (await readWhole(file)).toString();
-  let json: { format?: unknown } | null;
+  let bytes: Uint8Array;
   try {
-    json = JSON.parse(text);
-  } catch {
-    throw damaged(file, 'not JSON');
-  }
-  if (typeof json?.format === 'number' && json.format !== FORMAT) {
-    throw new BraidError('INVALID_CHECKPOINT', `${file} has format ${json.format}, this version reads ${FORMAT}`, {
-      remedy: 'Use the version of Braid that wrote it.',
+    bytes = await readFile(file);
+  } catch (cause) {
+    throw new BraidError('INVALID_CHECKPOINT', `cannot read ${file}: ${(cause as Error).message}`, {
+      remedy: 'Name a .safetensors file.',
+      cause,
     });
   }
-  const parsed = manifestSchema.safeParse(json);
-  if (!parsed.success) throw damaged(file, z.prettifyError(parsed.error));
-  return parsed.data;
+  return floatTensors(bytes, file);
+}
+
+/** One after another, so that one copy of the state is in memory at a time; the manifest last. */
+function* filesOf(
+  facts: CheckpointFacts,
+  { weights, momenta }: Required<NetworkState>,
+): Generator<[string, Uint8Array]> {
+  const metadata = { format: 'pt', braid: VERSION, run: facts.run, step: String(facts.step) };
+  const files: Manifest['files'] = {};
+  for (const [file, tensors] of [[MODEL, weights] as const, [OPTIMIZER, momenta] as const]) {
+    const bytes = encodeSafetensors(tensors, metadata);
+    files[file] = { bytes: bytes.length, sha256: sha256(bytes) };
+    yield [file, bytes];
+  }
+  yield [MANIFEST, encodeManifest(VERSION, facts, files)];
+}
+
+async function readListed(
+  store: CheckpointStore,
+  name: string,
+  file: string,
+  { files }: Manifest,
+): Promise<Uint8Array> {
+  const path = `${store.where}/${name}/${file}`;
+  const expected = files[file]!;
+  const bytes = await store.read(name, file, expected.bytes);
+  if (bytes.length !== expected.bytes)
+    throw damaged(path, `${bytes.length} bytes, its manifest says ${expected.bytes}`);
+  const found = sha256(bytes);
+  if (found !== expected.sha256) throw damaged(path, `SHA-256 ${found}, its manifest says ${expected.sha256}`);
+  return bytes;
 }
 
 function floatTensors(bytes: Uint8Array, file: string): TensorMap {
@@ -163,60 +155,6 @@ function floatTensors(bytes: Uint8Array, file: string): TensorMap {
   return floats;
 }
 
-async function readWhole(file: string): Promise<Buffer> {
-  try {
-    return await readFile(file);
-  } catch (cause) {
-    throw new BraidError('INVALID_CHECKPOINT', `cannot read ${file}: ${(cause as Error).message}`, {
-      remedy: 'Name a whole checkpoint.',
-      cause,
-    });
-  }
-}
-
-function damaged(file: string, what: string): BraidError {
-  return new BraidError('INVALID_CHECKPOINT', `${file} is damaged: ${what}`, {
-    remedy: 'Remove this checkpoint to go on from the one before, or bring an undamaged copy.',
-  });
-}
-
-async function writeSynced(file: string, bytes: Uint8Array): Promise<void> {
-  await using handle = await open(file, 'w');
-  await handle.writeFile(bytes);
-  await handle.sync();
-}
-
-async function syncFolder(folder: string): Promise<void> {
-  await using handle = await open(folder, 'r');
-  await handle.sync();
-}
-
-async function removeUnfinished(folder: string): Promise<void> {
-  if (!existsSync(folder)) return;
-  for (const name of readdirSync(folder)) {
-    if (UNFINISHED.test(name)) await rm(join(folder, name), { recursive: true });
-  }
-}
-
-function stepOf(name: string): number {
-  return Number(NAME.exec(name)![1]);
-}
-
 function sha256(bytes: Uint8Array): string {
   return createHash('sha256').update(bytes).digest('hex');
-}
-
-function differencesOf(there: unknown, here: unknown, path: string): string[] {
-  if (typeof there === 'object' && typeof here === 'object' && there !== null && here !== null) {
-    const keys = new Set([...Object.keys(there), ...Object.keys(here)]);
-    return [...keys].flatMap((key) =>
-      differencesOf(
-        (there as Record<string, unknown>)[key],
-        (here as Record<string, unknown>)[key],
-        path === '' ? key : `${path}.${key}`,
-      ),
-    );
-  }
-  if (there === here) return [];
-  return [`${path} is ${JSON.stringify(there) ?? 'absent'} there and ${JSON.stringify(here) ?? 'absent'} here`];
 }

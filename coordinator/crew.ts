@@ -2,8 +2,9 @@
 import { setMaxListeners } from 'node:events';
 import { asBraidError, BraidError } from '../core/errors.ts';
 import type { Call, StepRequest } from '../proto/messages.ts';
-import type { Member } from './membership.ts';
+import type { Seat } from './membership.ts';
 import type { Meter } from './meter.ts';
+import type { Pace } from './pace.ts';
 
 /**
  * A worker often fails because another one died, and can be quicker to say so than the other's connection is to close.
@@ -15,16 +16,15 @@ export interface CrewOptions {
   run: string;
   generation: number;
   /** By rank. */
-  members: Member[];
+  members: Seat[];
   /** Aborts with WORKER_LOST when a member leaves. */
   lost: AbortSignal;
-  /** How long one call may take. */
-  timeoutMs: number;
+  pace: Pace;
   meter: Meter;
 }
 
 export class Crew {
-  readonly members: readonly Member[];
+  readonly members: readonly Seat[];
   readonly meter: Meter;
   private readonly options: CrewOptions;
 
@@ -48,18 +48,25 @@ export class Crew {
     phase: string,
     step: number,
     signal: AbortSignal,
-    call: (member: Member, call: Call) => Promise<T>,
+    call: (member: Seat, call: Call) => Promise<T>,
+    members: readonly Seat[] = this.members,
   ): Promise<T[]> {
-    return this.meter.time(phase, () => this.fanOut(phase, step, signal, this.members, call));
+    return this.meter.time(phase, () => this.fanOut(phase, step, signal, members, call));
+  }
+
+  /** The members that are still here, as a crew of their own, of the same generation: for what is left to settle. */
+  survivors(here: Set<number>): Crew {
+    const members = this.options.members.filter(({ id }) => here.has(id));
+    return new Crew({ ...this.options, members, lost: new AbortController().signal });
   }
 
   /** The same for one member, unmeasured. */
   async one<T>(
-    member: Member,
+    member: Seat,
     phase: string,
     step: number,
     signal: AbortSignal,
-    call: (member: Member, call: Call) => Promise<T>,
+    call: (member: Seat, call: Call) => Promise<T>,
   ): Promise<T> {
     const [answer] = await this.fanOut(phase, step, signal, [member], call);
     return answer!;
@@ -69,31 +76,41 @@ export class Crew {
     phase: string,
     step: number,
     signal: AbortSignal,
-    members: readonly Member[],
-    call: (member: Member, call: Call) => Promise<T>,
+    members: readonly Seat[],
+    call: (member: Seat, call: Call) => Promise<T>,
   ): Promise<T[]> {
-    const { timeoutMs, lost } = this.options;
-    const ending = new AbortController();
-    setMaxListeners(0, ending.signal, signal, lost); // one a member and a call under way
-    const abort = () => ending.abort(signal.reason);
-    const lose = () => ending.abort(lost.reason);
+    const { pace, lost } = this.options;
+    const timeoutMs = pace.deadlineMs(phase);
+    const start = this.meter.now();
+    const taken: { seat: Seat; seconds: number }[] = [];
+    // One a call: adding a listener to a signal walks through all that it has.
+    const endings = members.map(() => new AbortController());
+    const end = (reason: unknown) => {
+      for (const ending of endings) ending.abort(reason);
+    };
+    setMaxListeners(0, signal, lost); // one a call under way
+    const abort = () => end(signal.reason);
+    const lose = () => end(lost.reason);
     if (signal.aborted) throw asBraidError(signal.reason, 'CANCELLED');
     if (lost.aborted) throw this.lossIn(phase, step);
     signal.addEventListener('abort', abort);
     lost.addEventListener('abort', lose);
-    let first: { member: Member; error: BraidError } | undefined;
-    const answers = members.map(async (member) => {
+    let first: { member: Seat; error: BraidError } | undefined;
+    const answers = members.map(async (member, i) => {
       try {
-        return await call(member, { signal: ending.signal, timeoutMs });
+        const answer = await call(member, { signal: endings[i]!.signal, timeoutMs });
+        taken.push({ seat: member, seconds: this.meter.now() - start });
+        return answer;
       } catch (thrown) {
         first ??= { member, error: asBraidError(thrown) };
-        ending.abort(thrown);
+        end(thrown);
         throw thrown;
       }
     });
     try {
       await Promise.allSettled(answers);
       if (first !== undefined) throw await this.explain(first, phase, step, signal);
+      if (members === this.members) pace.called(phase, taken);
       return await Promise.all(answers);
     } finally {
       signal.removeEventListener('abort', abort);
@@ -102,7 +119,7 @@ export class Crew {
   }
 
   private async explain(
-    { member, error }: { member: Member; error: BraidError },
+    { member, error }: { member: Seat; error: BraidError },
     phase: string,
     step: number,
     signal: AbortSignal,
@@ -111,23 +128,24 @@ export class Crew {
     if (error.code === 'WORKER_LOST') await aborted(this.options.lost, CULPRIT_WAIT_MS);
     if (this.options.lost.aborted) return this.lossIn(phase, step);
     const { rank, joined } = member;
-    const message = error.message.startsWith(member.name) // what our own end says of it: silent, or out of reach
+    const own = error.message.startsWith(member.name); // what our own end says of it: silent, or out of reach
+    const message = own
       ? `${error.message}, in ${phase} at step ${step}`
       : `${member.name} failed in ${phase} at step ${step}: ${error.message}`;
     return new BraidError(error.code, message, {
       remedy: error.remedy || `Look at the output of worker ${rank} on ${joined.host}.`,
-      details: { rank, host: joined.host, phase, step },
+      details: { rank, member: member.id, atFault: own || error.code === 'DEVICE', host: joined.host, phase, step },
       cause: error,
     });
   }
 
   private lossIn(phase: string, step: number): BraidError {
     const loss = this.options.lost.reason as BraidError;
-    const rank = loss.details.rank as number;
-    const { host } = this.members[rank]!.joined;
+    const { rank, member } = loss.details as { rank: number; member: number };
+    const { host } = this.options.members.find(({ id }) => id === member)!.joined;
     return new BraidError('WORKER_LOST', `${loss.message}, in ${phase} at step ${step}`, {
-      remedy: `Look at the output of worker ${rank} on ${host}; then go on from the last checkpoint with --resume.`,
-      details: { rank, host, phase, step },
+      remedy: `Look at the output of worker ${member} on ${host}; then go on from the last checkpoint with --resume.`,
+      details: { rank, member, host, phase, step },
       cause: loss,
     });
   }

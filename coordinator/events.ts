@@ -6,13 +6,18 @@ import type { Summary } from './summary.ts';
 export type Losses = Record<string, number>;
 
 export type RunEvent =
-  | { kind: 'listening'; address: string; metricsPort: number; workers: number }
-  | { kind: 'joined'; rank: number; host: string; pid: number; device: string; joined: number; workers: number }
+  | { kind: 'listening'; address: string; metrics: string; workers: number }
+  | { kind: 'joined'; member: number; host: string; pid: number; device: string; joined: number; workers: number }
+  /** A generation has ended by a fault; the run goes on. */
+  | { kind: 'disturbed'; step: number; code: string; message: string }
+  | { kind: 'regrouped'; generation: number; workers: number; step: number }
+  /** A step's update was not finite and has been left out. */
+  | { kind: 'skipped'; step: number }
   | { kind: 'started'; run: string; totals: RunTotals }
   | { kind: 'step'; progress: StepProgress }
   | { kind: 'evaluating'; epoch: number; step: number }
   | { kind: 'epoch'; epoch: number; step: number; results: ClassifierResult[]; seconds: number }
-  | { kind: 'checkpoint'; step: number; path: string; seconds: number }
+  | { kind: 'checkpoint'; step: number; path: string; bytes: number; seconds: number }
   | { kind: 'done'; summary: Summary };
 
 export interface RunTotals {

@@ -1,6 +1,8 @@
 /** All workers as one trainer of one network, whatever the placement: what step.ts and run.ts talk to. */
 import type { Score } from '../nn/scores.ts';
 import type { TensorMap, VariableSpec } from '../nn/variables.ts';
+import type { BadSample, Position } from '../proto/messages.ts';
+import type { Crew } from './crew.ts';
 import type { Losses } from './events.ts';
 import type { Update } from './plan.ts';
 
@@ -11,22 +13,38 @@ export interface NetworkState {
   momenta?: TensorMap;
 }
 
+/** A flat state (nn/variables.ts) and what lies in it. A few of them make up a network. */
+export interface FlatState {
+  variables: VariableSpec[];
+  state: Float32Array;
+}
+
 export interface Group {
   /** Of the whole network, each name once. */
   readonly variables: VariableSpec[];
+  /** By rank: where training is on a worker that has kept its state from an earlier generation; null elsewhere. */
+  readonly held: (Position | null)[];
+  /**
+   * Fills those who do not hold the state of `at` from those who do. Changes nothing where they do not have it all.
+   * @returns whether everybody has it now   @throws BraidError REPLICAS_DIVERGED when those who hold it differ
+   */
+  fill(at: Position, signal: AbortSignal): Promise<boolean>;
   /** Forward and method on the step's shards. @returns the loss terms over the global batch. Changes no weight. */
-  forward(update: Update, signal: AbortSignal): Promise<Losses>;
+  forward(update: Update, signal: AbortSignal): Promise<{ losses: Losses; bad: BadSample[] }>;
   /** The gradients of those losses, left on the workers. Changes no weight. */
   backward(update: Update, signal: AbortSignal): Promise<void>;
   /** Sums the gradients over the replicas. @returns L2 norm of the sum. Changes no weight. */
   reduce(update: Update, signal: AbortSignal): Promise<number>;
-  /** Applies the sum everywhere. The first call of an update that changes a weight. */
+  /**
+   * Applies the sum everywhere: the first call of an update that changes a weight. Once all have reduced, an update is
+   * decided: where this fails, it is asked for again of those who are left (`settle`), and changes nothing twice.
+   */
   commit(update: Update, signal: AbortSignal): Promise<void>;
+  /** Finishes a decided update on the members that are still here. @returns whether any of them has it */
+  settle(update: Update, crew: Crew, signal: AbortSignal): Promise<boolean>;
   /** The whole test set, by classifier. `step`: steps committed so far, here and below. */
   evaluate(step: number, signal: AbortSignal): Promise<Score[]>;
   write(step: number, state: NetworkState, signal: AbortSignal): Promise<void>;
   /** @throws BraidError REPLICAS_DIVERGED when what must be identical is not */
-  read(step: number, signal: AbortSignal): Promise<Required<NetworkState>>;
-  /** Frees what the coordinator itself holds. */
-  close(): Promise<void>;
+  read(step: number, signal: AbortSignal, crew?: Crew): Promise<FlatState[]>;
 }

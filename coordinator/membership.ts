@@ -1,161 +1,259 @@
 /**
- * Who belongs to the run. A worker's Join stream is its membership: while it is open, the worker is here.
+ * Who belongs to the run. A worker's Join stream is its membership: while it is open, the worker is here. It is asked for a
+ * sign of life every few seconds, too, since a frozen process keeps its connections open.
  *
- * So far there is one generation: once all are here the membership is complete, and one that leaves ends the run.
+ * Training happens in generations: numbered, each with its seats. A member that leaves ends its generation; whoever joins
+ * waits for the next one. A message of an earlier generation is refused.
  */
 import { setMaxListeners } from 'node:events';
-import { BraidError } from '../core/errors.ts';
+import { setTimeout } from 'node:timers/promises';
+import { asBraidError, BraidError } from '../core/errors.ts';
 import { type Connection, connect } from '../proto/calls.ts';
 import { workerService } from '../proto/load.ts';
-import type { JoinRequest, JoinResponse, StepRequest, WorkerService } from '../proto/messages.ts';
+import type {
+  JoinRequest,
+  JoinResponse,
+  LeaveRequest,
+  StatusResponse,
+  StepRequest,
+  WorkerService,
+} from '../proto/messages.ts';
+import type { Tls } from '../proto/tls.ts';
 import { VERSION } from '../proto/version.ts';
 
 export interface Member {
-  readonly rank: number;
+  /** From 0, in the order of joining: never given twice. */
+  readonly id: number;
   /** For messages: "worker 1 (host a, pid 7)". */
   readonly name: string;
   readonly joined: JoinRequest;
   readonly worker: Connection<WorkerService>;
+  /** Its last sign of life, and when that came, in seconds. */
+  status: StatusResponse | null;
+  seenAt: number;
+  /** Whether it has asked to be let go. */
+  leaving: boolean;
+}
+
+/** A member's place in a generation. */
+export interface Seat extends Omit<Member, 'status' | 'seenAt' | 'leaving'> {
+  readonly rank: number;
 }
 
 export interface MembershipOptions {
   run: string;
-  /** How many workers the run takes. */
-  workers: number;
+  /** Told to whoever joins; every later call shows it. */
+  secret: string;
+  /** How members are called; null: in clear text. */
+  tls: Tls | null;
+  /** No more than these are taken. */
+  most: number;
+  heartbeat: { everySeconds: number; misses: number };
+  /** Seconds, monotonic. */
+  now(): number;
   onJoin(member: Member, joined: number): void;
-  onLeave(member: Member, joined: number): void;
+  onLeave(member: Member, joined: number, why: string): void;
 }
 
 export class Membership {
-  readonly generation = 1;
-  /** Aborts when a member of the complete membership leaves; its reason names who. */
-  readonly lost: AbortSignal;
   private readonly options: MembershipOptions;
-  /** By rank. */
-  private readonly seats: (Member | null)[];
-  private readonly full = Promise.withResolvers<Member[]>();
-  private readonly loss = new AbortController();
-  private readonly closing = new AbortController();
-  private state: 'gathering' | 'complete' | 'closed' = 'gathering';
+  /** In the order of joining. */
+  private readonly members = new Map<number, { member: Member; ending: AbortController }>();
+  private nextId = 0;
+  private current: { number: number; seats: Seat[]; loss: AbortController } | null = null;
+  /** The latest generation that anybody here knows of. */
+  private latest = 0;
+  /** Resolved and made anew whenever somebody joins or leaves. */
+  private change = Promise.withResolvers<void>();
+  private over = false;
 
   constructor(options: MembershipOptions) {
     this.options = options;
-    this.seats = Array.from({ length: options.workers }, () => null);
-    this.lost = this.loss.signal;
-    setMaxListeners(0, this.closing.signal); // one a member
+  }
+
+  get generation(): number {
+    return this.current?.number ?? this.latest;
+  }
+
+  /** Whether every seat of the current generation is taken. */
+  get whole(): boolean {
+    return this.current !== null && !this.current.loss.signal.aborted && !this.over;
+  }
+
+  /** Everybody here, in the order of joining. */
+  get here(): Member[] {
+    return [...this.members.values()].map(({ member }) => member);
+  }
+
+  /** Those of `here` who have no seat, or whose seat is to be given up: what the next generation would change. */
+  get waiting(): Member[] {
+    const seated = new Set(this.current?.seats.map(({ id }) => id));
+    return this.here.filter(({ id, leaving }) => !leaving && !seated.has(id));
+  }
+
+  get leaving(): Member[] {
+    return this.here.filter(({ leaving }) => leaving);
   }
 
   /**
-   * The Join rpc: gives a rank, then stays open for as long as the worker belongs to the run.
-   * @throws BraidError VERSION_MISMATCH or SETUP when the worker cannot be taken
+   * The Join rpc: stays open for as long as the worker belongs to the run.
+   * @throws BraidError VERSION_MISMATCH or SETUP when the worker cannot be taken, WORKER_LOST when it has been fenced
    */
   async *join(request: JoinRequest, signal: AbortSignal): AsyncGenerator<JoinResponse> {
-    const member = this.admit(request);
+    const { member, ending } = this.admit(request);
+    let why = 'its connection ended';
     try {
-      yield { run: this.options.run, rank: member.rank };
-      await untilEither(signal, this.closing.signal);
+      yield { run: this.options.run, member: member.id, secret: this.options.secret };
+      await untilEither(signal, ending.signal);
+      if (ending.signal.aborted) why = asBraidError(ending.signal.reason).message;
     } finally {
-      this.leave(member);
+      this.remove(member, why);
     }
-    if (this.closing.signal.reason instanceof BraidError) throw this.closing.signal.reason;
+    const { reason } = ending.signal;
+    if (reason instanceof BraidError) throw reason;
+  }
+
+  /** The Leave rpc: resolves when the member has been let go. */
+  async leave({ run, member: id }: LeaveRequest, signal: AbortSignal): Promise<void> {
+    this.requireRun(run);
+    const entry = this.members.get(id);
+    if (entry === undefined) return;
+    entry.member.leaving = true;
+    this.changed();
+    await untilEither(signal, entry.ending.signal);
   }
 
   /**
-   * All members by rank, once all have joined.
-   * @throws BraidError SETUP naming who is here and who is missing after `timeoutMs`, or the signal's reason
+   * Waits for members.
+   * @param enough whether those who are here (and not leaving) will do; asked anew when somebody comes or goes
+   * @returns false after `timeoutMs`
+   * @throws the signal's reason
    */
-  async complete({ timeoutMs, signal }: { timeoutMs: number; signal: AbortSignal }): Promise<Member[]> {
-    signal.throwIfAborted();
-    const over = Promise.withResolvers<never>();
-    const aborted = () => over.reject(signal.reason);
-    const timer = setTimeout(() => over.reject(this.missing(timeoutMs)), timeoutMs);
-    signal.addEventListener('abort', aborted);
-    try {
-      return await Promise.race([this.full.promise, over.promise]);
-    } finally {
-      clearTimeout(timer);
-      signal.removeEventListener('abort', aborted);
+  async until(enough: (here: Member[]) => boolean, timeoutMs: number, signal: AbortSignal): Promise<boolean> {
+    const timeout = AbortSignal.timeout(timeoutMs);
+    const ended = untilEither(timeout, signal); // once: every wait of its own would leave listeners behind
+    for (;;) {
+      signal.throwIfAborted();
+      if (enough(this.here.filter(({ leaving }) => !leaving))) return true;
+      if (timeout.aborted) return false;
+      await Promise.race([this.change.promise, ended]);
     }
   }
 
-  /** @throws BraidError for a message of another run or membership */
+  /** A new generation begins, with these members by rank; who has asked to leave is let go. */
+  begin(members: Member[]): { generation: number; seats: Seat[]; lost: AbortSignal } {
+    this.latest = Math.max(this.latest, ...this.here.map(({ joined }) => joined.generation)) + 1;
+    const seats = members.map((member, rank) => ({ ...member, rank }));
+    const loss = new AbortController();
+    setMaxListeners(0, loss.signal);
+    this.current = { number: this.latest, seats, loss };
+    for (const { id } of this.leaving) this.members.get(id)!.ending.abort('left');
+    const gone = seats.find(({ id }) => !this.members.has(id));
+    if (gone !== undefined) loss.abort(lossOf(gone, 'its connection ended'));
+    return { generation: this.latest, seats, lost: loss.signal };
+  }
+
+  /** Puts a member out: it may come back, as a new one. */
+  fence({ id }: Pick<Member, 'id'>, reason: BraidError): void {
+    this.members.get(id)?.ending.abort(reason);
+  }
+
+  /** @throws BraidError for a message of another run or generation */
   requireCurrent({ run, generation }: Pick<StepRequest, 'run' | 'generation'>): void {
-    if (run !== this.options.run) {
-      const message = `this call is for run ${run}, the coordinator's is ${this.options.run}`;
-      throw new BraidError('VERSION_MISMATCH', message, { remedy: 'Start the worker again.' });
-    }
-    if (generation !== this.generation || this.state !== 'complete') {
-      const message = `this call is for generation ${generation}, the coordinator is in ${this.generation} (${this.state})`;
+    this.requireRun(run);
+    if (generation !== this.current?.number || this.over) {
+      const state = this.over ? 'over' : this.current === null ? 'gathering' : 'training';
+      const message = `this call is for generation ${generation}, the coordinator is in ${this.generation} (${state})`;
       throw new BraidError('STALE_GENERATION', message, { remedy: 'Join again.' });
     }
   }
 
   /** From here on members may leave: the run is over. */
   dismiss(): void {
-    this.state = 'closed';
+    this.over = true;
   }
 
   /** Ends every Join stream, with the reason where there is one. */
   close(reason?: BraidError): void {
     this.dismiss();
-    this.closing.abort(reason ?? 'over');
-    for (const member of this.seats) member?.worker.close();
+    for (const { ending } of this.members.values()) ending.abort(reason ?? 'over');
   }
 
-  private admit(request: JoinRequest): Member {
+  private admit(request: JoinRequest): { member: Member; ending: AbortController } {
     const { version, address, host, pid } = request;
     if (version !== VERSION) {
       const message = `the worker on ${host} (pid ${pid}) is Braid ${version}, the coordinator is ${VERSION}`;
       throw new BraidError('VERSION_MISMATCH', message, { remedy: 'Install the same version on both machines.' });
     }
-    const rank = this.seats.indexOf(null);
-    if (this.state !== 'gathering' || rank < 0) {
-      const why = this.state === 'closed' ? 'is over' : `has all of its ${this.options.workers} workers`;
-      throw new BraidError('SETUP', `run ${this.options.run} ${why}`, {
-        remedy: 'Start one worker fewer, or a run with more replicas (cluster.replicas).',
+    const { run, most, secret, tls } = this.options;
+    if (this.over || this.members.size >= most) {
+      throw new BraidError('SETUP', `run ${run} ${this.over ? 'is over' : `has all of its ${most} workers`}`, {
+        remedy: 'Start one worker fewer, or a run with more replicas (cluster.replicas, cluster.maxReplicas).',
       });
     }
-    const name = `worker ${rank} (${host}, pid ${pid})`;
-    const member = { rank, name, joined: request, worker: connect(workerService, address, { peer: name }) };
-    this.seats[rank] = member;
-    this.options.onJoin(member, this.here().length);
-    if (!this.seats.includes(null)) {
-      this.state = 'complete';
-      this.full.resolve(this.here());
-    }
-    return member;
+    const id = this.nextId++;
+    const name = `worker ${id} (${host}, pid ${pid})`;
+    const worker = connect(workerService, address, { peer: name, tls, secret: () => secret });
+    const member = { id, name, joined: request, worker, status: null, seenAt: this.options.now(), leaving: false };
+    const entry = { member, ending: new AbortController() };
+    setMaxListeners(0, entry.ending.signal);
+    this.members.set(id, entry);
+    void this.listen(entry);
+    this.options.onJoin(member, this.members.size);
+    this.changed();
+    return entry;
   }
 
-  private leave(member: Member): void {
+  private remove(member: Member, why: string): void {
+    const entry = this.members.get(member.id);
+    if (entry === undefined) return;
+    this.members.delete(member.id);
+    entry.ending.abort('left');
     member.worker.close();
-    this.seats[member.rank] = null; // while gathering, its rank is free for another
-    this.options.onLeave(member, this.here().length);
-    if (this.state === 'complete') {
-      this.loss.abort(
-        new BraidError('WORKER_LOST', `${member.name} is gone: its connection ended`, {
-          details: { rank: member.rank },
-        }),
-      );
+    this.options.onLeave(member, this.members.size, why);
+    const seat = this.current?.seats.find(({ id }) => id === member.id);
+    if (seat !== undefined && !this.over) this.current!.loss.abort(lossOf(seat, why));
+    this.changed();
+  }
+
+  /** Asks for a sign of life, again and again; who gives none is fenced. */
+  private async listen({ member, ending }: { member: Member; ending: AbortController }): Promise<void> {
+    const { run, now, heartbeat } = this.options;
+    const everyMs = 1000 * heartbeat.everySeconds;
+    let missed = 0;
+    while (!ending.signal.aborted) {
+      try {
+        member.status = await member.worker.status({ run }, { signal: ending.signal, timeoutMs: everyMs });
+        member.seenAt = now();
+        missed = 0;
+      } catch {
+        missed++;
+      }
+      if (ending.signal.aborted) return;
+      if (missed >= heartbeat.misses) {
+        const silent = (now() - member.seenAt).toFixed(1);
+        const doing = member.status?.phase ? `, last seen in ${member.status.phase} at step ${member.status.step}` : '';
+        this.fence(member, new BraidError('WORKER_LOST', `no sign of life for ${silent} s${doing}`));
+        return;
+      }
+      await setTimeout(everyMs, undefined, { signal: ending.signal, ref: false }).catch(() => {}); // its end is seen above
     }
   }
 
-  private here(): Member[] {
-    return this.seats.filter((seat) => seat !== null);
+  private requireRun(run: string): void {
+    if (run === this.options.run) return;
+    const message = `this call is for run ${run}, the coordinator's is ${this.options.run}`;
+    throw new BraidError('VERSION_MISMATCH', message, { remedy: 'Start the worker again.' });
   }
 
-  private missing(timeoutMs: number): BraidError {
-    const here = this.here();
-    const ranks = this.seats.flatMap((seat, rank) => (seat === null ? [rank] : []));
-    const who = here.length === 0 ? 'none' : here.map(({ name }) => name).join(', ');
-    return new BraidError(
-      'SETUP',
-      `${here.length} of ${this.options.workers} workers joined within ${timeoutMs / 1000} s: here: ${who}; missing: ${ranks.map((rank) => `worker ${rank}`).join(', ')}`,
-      {
-        remedy:
-          'Start the missing workers with `braid worker`, and look at their output; or raise cluster.joinTimeoutSeconds.',
-      },
-    );
+  private changed(): void {
+    this.change.resolve();
+    this.change = Promise.withResolvers<void>();
   }
+}
+
+function lossOf({ name, rank, id }: Seat, why: string): BraidError {
+  return new BraidError('WORKER_LOST', `${name} is gone: ${why}`, { details: { rank, member: id } });
 }
 
 /** Resolves when either aborts. */

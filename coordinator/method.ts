@@ -4,8 +4,9 @@ import { Device, type Program } from '../nn/device.ts';
 import { applyPhase, type Phase, trainingPhase } from '../nn/phases.ts';
 import { readScores, type Score } from '../nn/scores.ts';
 import { fromTensors, toTensors } from '../nn/variables.ts';
+import type { Position } from '../proto/messages.ts';
 import type { Losses } from './events.ts';
-import type { NetworkState } from './group.ts';
+import type { FlatState, NetworkState } from './group.ts';
 import type { Plan, Update } from './plan.ts';
 
 type Feeds = Record<string, Float32Array | Int32Array | Uint8Array | number>;
@@ -32,11 +33,16 @@ export interface Fused {
 
 export class Method {
   private readonly device: MethodDevice;
+  readonly shardSizes: string;
+  /** Where training is on the method's device; null before it has a state. */
+  position: Position | null = null;
   /** Sum over the replicas of the step under way. */
   private gradient: Float32Array | null = null;
 
-  constructor(device: MethodDevice) {
+  /** @param shardSizes what the device's program was made for */
+  constructor(device: MethodDevice, shardSizes: string) {
     this.device = device;
+    this.shardSizes = shardSizes;
   }
 
   get program(): Program {
@@ -79,9 +85,25 @@ export class Method {
     return Math.sqrt(squares);
   }
 
-  async commit(round: number, learningRate: number): Promise<void> {
-    if (this.gradient !== null) await this.device.run(applyPhase(round), { gradient: this.gradient, learningRate });
+  /** What has been committed already stays as it is. */
+  async commit({ step, round, learningRate, last, skip }: Update): Promise<void> {
+    const { position, gradient } = this;
+    if (position === null || step < position.step || (step === position.step && round < position.round)) return;
+    this.position = null; // an apply that fails may have changed some weights
     this.gradient = null;
+    if (gradient !== null && !skip) await this.device.run(applyPhase(round), { gradient, learningRate });
+    this.position = last ? { step: step + 1, round: 0 } : { step, round: round + 1 };
+  }
+
+  /** The same method for other shard sizes, with what this one has learnt; this one is closed. */
+  async succeed(open: () => Promise<MethodDevice>, shardSizes: string): Promise<Method> {
+    const { position } = this;
+    const state = position === null ? null : await this.read();
+    await this.close();
+    const next = new Method(await open(), shardSizes);
+    if (state !== null) await next.write(toTensors(state.variables, state.state));
+    next.position = position;
+    return next;
   }
 
   /** Scores of one evaluation batch. @param labels i32[evaluation.batch], -1 where the batch is padded */
@@ -96,10 +118,11 @@ export class Method {
     await this.device.run('write', { state: fromTensors(this.program.variables, weights, momenta) });
   }
 
-  async read(): Promise<Required<NetworkState>> {
-    if (this.program.stateLength === 0) return { weights: new Map(), momenta: new Map() };
+  async read(): Promise<FlatState> {
+    const { variables, stateLength } = this.program;
+    if (stateLength === 0) return { variables, state: new Float32Array(0) };
     const { state } = await this.device.run('read', {});
-    return toTensors(this.program.variables, state!);
+    return { variables, state: state! };
   }
 
   close(): Promise<void> {

@@ -42,6 +42,8 @@ export interface Update extends Step {
   round: number;
   /** Whether it is the step's last. */
   last: boolean;
+  /** Its gradient is not finite, and the recipe goes on without it. */
+  skip: boolean;
 }
 
 /**
@@ -75,6 +77,17 @@ export async function planRun(recipe: Recipe, open: typeof openDataset): Promise
     test?.close();
     throw error;
   }
+}
+
+/** The same run on another number of replicas: the same samples in the same order, sharded differently. */
+export function planFor(plan: Plan, replicas: number): Plan {
+  const { recipe, train, branches } = plan;
+  return {
+    ...plan,
+    replicas,
+    workers: recipe.cluster.placement === 'together' ? replicas : replicas * branches,
+    shardSizes: distinctShardSizes(train.length, recipe.training.batch, replicas),
+  };
 }
 
 export function stepAt({ recipe, train, replicas }: Plan, step: number): Step {

@@ -1,8 +1,9 @@
 /** Keeps account of a run: metrics, metrics.jsonl, events for the progress view, and the figures of the summary. */
 import type { Metrics } from '../core/metrics.ts';
+import type { Written } from './checkpoints.ts';
 import type { ClassifierResult } from './evaluation.ts';
 import type { Losses, RunEvent, StepProgress } from './events.ts';
-import type { Journal } from './journal.ts';
+import type { BadSamples, Journal } from './journal.ts';
 import type { Meter } from './meter.ts';
 import type { Plan, Step } from './plan.ts';
 import type { StepResult } from './step.ts';
@@ -13,6 +14,7 @@ const SUMMARY_LOSS_STEPS = 20;
 export interface RecorderOptions {
   plan: Plan;
   journal: Journal;
+  badSamples: BadSamples;
   metrics: Metrics;
   meter: Meter;
   onEvent(event: RunEvent): void;
@@ -24,6 +26,7 @@ export class Recorder {
   /** Since the last line of the journal. */
   private window = { images: 0, seconds: 0 };
   private images = 0;
+  private begunAt = 0;
   private readonly stepSeconds: number[] = [];
   private readonly recentLosses: Losses[] = [];
 
@@ -31,12 +34,40 @@ export class Recorder {
     this.options = options;
   }
 
-  /** A step has been committed, `seconds` after it began. */
-  step(step: Step, { losses, gradientNorm }: StepResult, seconds: number): void {
+  /** Training goes on from after `step` steps: what was written of later ones is no longer so. */
+  goTo(step: number): void {
+    this.options.journal.goTo(step);
+  }
+
+  evaluatedAfter(step: number): boolean {
+    return this.options.journal.evaluatedAfter(step);
+  }
+
+  /** A step begins, or goes on. */
+  begin(): void {
+    this.begunAt = this.options.meter.now();
+  }
+
+  /** The step that has begun has been committed. */
+  step(step: Step, { losses, gradientNorm, skipped, bad }: StepResult): void {
     const { plan, journal, metrics, meter, onEvent } = this.options;
+    const seconds = meter.now() - this.begunAt;
     this.images += step.samples;
     this.stepSeconds.push(seconds);
-    this.recentLosses.push(losses);
+    for (const { sample, reason } of bad) {
+      metrics.badSamples.inc();
+      this.options.badSamples.write({
+        step: step.step,
+        epoch: step.epoch,
+        sample,
+        where: plan.train.where(sample),
+        reason,
+      });
+    }
+    if (skipped > 0) {
+      metrics.skippedSteps.inc();
+      onEvent({ kind: 'skipped', step: step.step });
+    } else this.recentLosses.push(losses);
     if (this.recentLosses.length > SUMMARY_LOSS_STEPS) this.recentLosses.shift();
     this.window.images += step.samples;
     this.window.seconds += seconds;
@@ -84,13 +115,22 @@ export class Recorder {
     onEvent({ kind: 'epoch', epoch, step, seconds, results });
   }
 
-  checkpointed(step: number, path: string, seconds: number): void {
-    const { journal, metrics, meter, onEvent } = this.options;
+  /** Training has stood still for a checkpoint: its state was read, after one that was being written where it `waited`. */
+  stoodStill(seconds: number, waited: boolean): void {
+    const { metrics, meter } = this.options;
+    metrics.checkpointStallSeconds.inc(seconds);
+    if (waited) metrics.checkpointWaits.inc();
+    meter.take(); // not the next step's
+  }
+
+  /** A checkpoint is there to stay, `seconds` after its state began to be read. */
+  checkpointed({ step, path, bytes }: Written, seconds: number): void {
+    const { journal, metrics, onEvent } = this.options;
     metrics.checkpointSeconds.observe(seconds);
     metrics.checkpointStep.set(step);
-    meter.take();
-    journal.write({ kind: 'checkpoint', step, path, seconds });
-    onEvent({ kind: 'checkpoint', step, path, seconds });
+    metrics.checkpointBytes.inc(bytes);
+    journal.write({ kind: 'checkpoint', step, path, bytes, seconds });
+    onEvent({ kind: 'checkpoint', step, path, bytes, seconds });
   }
 
   /** What the summary says of the training steps. */

@@ -4,29 +4,30 @@ import { asBraidError, type BraidError } from '../core/errors.ts';
 import type { Log } from '../core/log.ts';
 import { createMetrics, type Metrics } from '../core/metrics.ts';
 import type { Recipe } from '../core/recipe.ts';
+import { serveStatus } from '../core/status-server.ts';
 import { openDataset } from '../input/dataset.ts';
 import { initialWeights, parameterCount } from '../nn/variables.ts';
-import { isLocal } from '../proto/channel.ts';
+import { requireUnexposed, warnOfExposure } from '../proto/channel.ts';
+import type { Tls } from '../proto/tls.ts';
 import { VERSION } from '../proto/version.ts';
 import { readWeights } from './checkpoints.ts';
-import { Crew } from './crew.ts';
+import { openStore, placeOf } from './checkpoints-store.ts';
+import { CheckpointWriter } from './checkpoints-writer.ts';
 import type { RunEvent } from './events.ts';
-import type { NetworkState } from './group.ts';
-import { serveMetrics } from './http.ts';
-import { Journal } from './journal.ts';
+import { Generations } from './generations.ts';
+import type { Group } from './group.ts';
+import { BadSamples, Journal } from './journal.ts';
+import { Ledger } from './ledger.ts';
 import { type Member, Membership } from './membership.ts';
 import { Meter } from './meter.ts';
 import { type MethodDevice, openMethodDevice } from './method.ts';
 import { type Plan, planRun } from './plan.ts';
 import { Recorder } from './recorder.ts';
-import { newestCheckpoint } from './resume.ts';
-import { createRunFolder, type RunFolder, requireEmpty, runFolderAt } from './run-folder.ts';
+import { checkpointToResume, requireNoCheckpoints } from './resume.ts';
+import { createRunFolder, type RunFolder, requireEmpty, runFolderAt, runNameIn } from './run-folder.ts';
 import { serve } from './service.ts';
-import { Shards } from './shards.ts';
-import { prepareSplit } from './split.ts';
 import { type Summary, summaryOf, writeSummary } from './summary.ts';
-import { prepareTogether } from './together.ts';
-import { train } from './train.ts';
+import { Watch } from './watch.ts';
 
 export interface RunOptions {
   recipe: Recipe;
@@ -34,10 +35,14 @@ export interface RunOptions {
   listen: string;
   /** Listen also where other machines can connect, unencrypted. */
   insecure?: boolean;
+  /** Who this process is to its workers, and they to it; null: nothing is encrypted. */
+  tls?: Tls | null;
+  /** What a worker must know to join; null: nothing. */
+  token?: string | null;
   /** runs/<name>: new or empty, unless resumed. */
   runFolder: string;
-  /** Go on from the newest checkpoint in runFolder. */
-  resume: boolean;
+  /** Go on from the run's newest checkpoint (true), or from the one of that name. */
+  resume: boolean | string;
   /** Ends the run well: the step under way is finished and a checkpoint written. */
   signal: AbortSignal;
   /** Ends the run at once. */
@@ -64,6 +69,8 @@ const realWorld: World = {
   nameRun: ({ name }) => `${name}-${randomBytes(4).toString('hex')}`,
 };
 
+/** Of the run's secret: nobody guesses it. */
+const SECRET_BYTES = 32;
 /** How long a worker may take to answer Stop: a run that is over waits for nobody longer. */
 const STOP_TIMEOUT_MS = 5_000;
 
@@ -72,13 +79,15 @@ const STOP_TIMEOUT_MS = 5_000;
  *   when something did. Checkpoints written by then stay.
  */
 export async function runCoordinator(options: RunOptions, world: World = realWorld): Promise<Summary> {
-  const { recipe, signal, onEvent, log } = options;
+  const { recipe, signal, log } = options;
   const { now } = world;
   await using open = new AsyncDisposableStack();
   const never = new AbortController().signal;
   const hard = options.hard ?? never;
+  const { tls = null, token = null, insecure = false } = options;
 
   // Refuse what is wrong.
+  requireUnexposed(options.listen, { tls, insecure });
   const folder = runFolderAt(options.runFolder);
   if (!options.resume) requireEmpty(folder);
   const plan = await planRun(recipe, world.openDataset);
@@ -86,95 +95,158 @@ export async function runCoordinator(options: RunOptions, world: World = realWor
     plan.train.close();
     plan.test.close();
   });
-  const checkpoint = options.resume ? await newestCheckpoint(folder, plan) : null;
+  const place = placeOf(recipe, folder);
+  const store = await openStore(place);
+  const named = typeof options.resume === 'string' ? options.resume : null;
+  const known = options.resume ? runNameIn(folder) : null;
+  // Workers may hold the state of a run that has not come to its first checkpoint.
+  const early = known !== null && named === null && (await store.list()).length === 0;
+  const checkpoint = options.resume && !early ? await checkpointToResume(store, plan, named, log) : null;
+  if (checkpoint === null) await requireNoCheckpoints(store);
   const given = recipe.training.initialWeights === null ? null : await readWeights(recipe.training.initialWeights);
-  const firstStep = checkpoint?.manifest.step ?? 0;
-  const run = checkpoint?.manifest.run ?? world.nameRun(recipe);
+  const run = checkpoint?.manifest.run ?? known ?? world.nameRun(recipe);
 
   // Listen.
   const metrics = createMetrics();
   const meter = new Meter(now, metrics);
-  const shards = new Shards(plan);
-  const membership = new Membership({ run, workers: plan.workers, ...announcing(options, metrics, plan.workers) });
-  const http = await serveMetrics(metrics.registry, recipe.metrics.port);
-  open.defer(http.close);
-  const service = await serve({ membership, shards, replicas: plan.replicas, meter }, options.listen, {
-    insecure: options.insecure ?? false,
+  const { replicas, maxReplicas, heartbeatSeconds, heartbeatMisses } = recipe.cluster;
+  const most = (plan.workers / replicas) * (maxReplicas ?? replicas);
+  const secret = randomBytes(SECRET_BYTES).toString('base64url');
+  const onEvent = (event: RunEvent) => {
+    watch?.note(event);
+    options.onEvent(event);
+  };
+  let watch: Watch | null = null;
+  const membership = new Membership({
+    run,
+    secret,
+    tls,
+    most,
+    heartbeat: { everySeconds: heartbeatSeconds, misses: heartbeatMisses },
+    now,
+    ...announcing({ log, onEvent }, metrics, plan.workers),
   });
-  open.defer(service.close);
-  if (!isLocal(service.address)) {
-    log.warn(`${service.address} is open to other machines: nothing is encrypted, and whoever reaches it can join`);
-  }
-  createRunFolder(folder, recipe);
-  log.info(`listening on ${service.address}`, { run, metrics: `http://127.0.0.1:${http.port}/metrics` });
-  onEvent({ kind: 'listening', address: service.address, metricsPort: http.port, workers: plan.workers });
+  const journal = new Journal(folder.metrics);
+  const badSamples = new BadSamples(folder.badSamples);
+  const recorder = new Recorder({ plan, journal, badSamples, metrics, meter, onEvent });
+  const ledger = new Ledger({ step: checkpoint?.manifest.step ?? 0, round: 0 }, (update, result) =>
+    recorder.step(update, result),
+  );
+  let started: { group: Group; at: number } | null = null;
+  const ready = () => started !== null && membership.whole;
+  const http = await serveStatus({ ...recipe.metrics, registry: metrics.registry, ready });
+  open.defer(http.close);
 
-  let crew: Crew | null = null;
-  const either = AbortSignal.any([signal, hard]);
+  const checkpoints = new CheckpointWriter({
+    place,
+    keeping: recipe.checkpoint,
+    newest: checkpoint && { step: checkpoint.manifest.step, path: checkpoint.path },
+    hard,
+    now,
+    onWritten: (written, seconds) => recorder.checkpointed(written, seconds),
+    onFailed: (error) => {
+      if (!hard.aborted) log.error(error.message);
+    },
+  });
+  open.defer(() => checkpoints.close());
+  const generations = new Generations({
+    plan,
+    membership,
+    meter,
+    metrics,
+    ledger,
+    recorder,
+    run,
+    checkpoints,
+    signal,
+    hard,
+    now,
+    onEvent,
+    log,
+    openMethodDevice: world.openMethodDevice,
+    startFrom: async (group) => {
+      await checkpoints.settled();
+      const { newest: last } = checkpoints;
+      const newest =
+        last === null || last.path === checkpoint?.path ? checkpoint : await checkpointToResume(store, plan, null, log);
+      if (newest !== null) return { ...newest, step: newest.manifest.step, from: newest.path };
+      const weights = given ?? initialWeights(group.variables, recipe.seed);
+      return { step: 0, weights, from: given === null ? `seed ${recipe.seed}` : `${recipe.training.initialWeights}` };
+    },
+    onStart: (group) => {
+      const parameters = parameterCount(group.variables);
+      started = { group, at: now() };
+      onEvent({ kind: 'started', run, totals: totalsOf(plan, ledger.position.step, parameters, folder) });
+      metrics.info.set({ run, version: VERSION, method: recipe.method.name, placement: recipe.cluster.placement }, 1);
+      metrics.steps.set(plan.steps);
+    },
+  });
+  open.defer(async () => generations.close());
+  const watching = new Watch({ run, plan, membership, generations, ledger, now, clock: () => new Date() });
+  watch = watching;
+  const offer = {
+    membership,
+    shards: () => generations.shards,
+    meter,
+    watch: () => watching.answer(),
+    token,
+    secret,
+  };
+  const service = await serve(offer, options.listen, { tls, insecure });
+  open.defer(service.close);
+  warnOfExposure(log, service.address, tls, token === null ? ', and whoever reaches it can join' : '');
+  createRunFolder(folder, recipe, run);
+  log.info(`listening on ${service.address}`, { run, metrics: `http://${http.address}/metrics` });
+  onEvent({ kind: 'listening', address: service.address, metrics: http.address, workers: plan.workers });
+
   let reason: BraidError | undefined;
   try {
-    // Gather the workers, and give them the first state.
-    const timeoutMs = recipe.cluster.joinTimeoutSeconds * 1000;
-    const members = await membership.complete({ timeoutMs, signal: either });
-    const { generation, lost } = membership;
-    crew = new Crew({ run, generation, members, lost, timeoutMs: recipe.cluster.stepTimeoutSeconds * 1000, meter });
-    const group = await (recipe.cluster.placement === 'together'
-      ? prepareTogether(crew, plan, firstStep, either)
-      : prepareSplit(crew, plan, shards, () => world.openMethodDevice(plan), firstStep, either));
-    open.defer(() => group.close());
-    const state: NetworkState = checkpoint ?? { weights: given ?? initialWeights(group.variables, recipe.seed) };
-    await group.write(firstStep, state, either);
-
-    // Train.
-    const parameters = parameterCount(group.variables);
-    onEvent({ kind: 'started', run, totals: totalsOf(plan, firstStep, parameters, folder) });
-    metrics.info.set({ run, version: VERSION, method: recipe.method.name, placement: recipe.cluster.placement }, 1);
-    metrics.steps.set(plan.steps);
-    metrics.generation.set(generation);
-    const journal = new Journal(folder.metrics, firstStep);
-    const recorder = new Recorder({ plan, journal, metrics, meter, onEvent });
-    const start = now();
-    const saved = checkpoint && { step: firstStep, path: checkpoint.path };
-    const last = await train({ plan, group, recorder, folder, run, firstStep, saved, signal, hard, now, onEvent });
-
-    const seconds = now() - start;
-    const summary = summaryOf({ run, plan, members, parameters, seconds, recorder, folder, checkpoint: last });
+    const last = await generations.train();
+    const { group, at } = started!;
+    const parameters = parameterCount((group as Group).variables);
+    const members = generations.seats;
+    const summary = summaryOf({
+      run,
+      plan,
+      members,
+      parameters,
+      seconds: now() - at,
+      recorder,
+      folder,
+      checkpoint: last,
+    });
     writeSummary(summary);
     onEvent({ kind: 'done', summary });
     return summary;
   } catch (thrown) {
-    reason = asBraidError(thrown, either.aborted ? 'CANCELLED' : 'INTERNAL');
-    metrics.errors.inc({ code: reason.code });
+    reason = asBraidError(thrown, signal.aborted || hard.aborted ? 'CANCELLED' : 'INTERNAL');
     throw reason;
   } finally {
     membership.dismiss();
-    if (crew !== null && !hard.aborted) await stop(crew, plan.steps);
+    if (!hard.aborted) await stop(membership, run, plan.steps);
     membership.close(reason);
   }
 }
 
 /** Who comes and goes, told to the log, the metrics and the progress view. */
-function announcing({ log, onEvent }: RunOptions, metrics: Metrics, workers: number) {
+function announcing({ log, onEvent }: Pick<RunOptions, 'log' | 'onEvent'>, metrics: Metrics, workers: number) {
   return {
-    onJoin: ({ rank, name, joined: { host, pid, device } }: Member, joined: number) => {
+    onJoin: ({ id, name, joined: { host, pid, device } }: Member, joined: number) => {
       log.info(`${name} joined`, { device, joined, workers });
       metrics.members.set({ state: 'joined' }, joined);
-      onEvent({ kind: 'joined', rank, host, pid, device, joined, workers });
+      onEvent({ kind: 'joined', member: id, host, pid, device, joined, workers });
     },
-    onLeave: ({ name }: Member, joined: number) => {
-      log.info(`${name} left`);
+    onLeave: ({ name }: Member, joined: number, why: string) => {
+      log.info(`${name} left: ${why}`);
       metrics.members.set({ state: 'joined' }, joined);
     },
   };
 }
 
 /** Tells every worker that can still be reached to leave. */
-async function stop(crew: Crew, step: number): Promise<void> {
-  await Promise.allSettled(
-    crew.members.map(({ worker }) =>
-      worker.stop(crew.stamp(step), { signal: new AbortController().signal, timeoutMs: STOP_TIMEOUT_MS }),
-    ),
-  );
+async function stop({ here, generation }: Membership, run: string, step: number): Promise<void> {
+  const call = { signal: new AbortController().signal, timeoutMs: STOP_TIMEOUT_MS };
+  await Promise.allSettled(here.map(({ worker }) => worker.stop({ run, generation, step }, call)));
 }
 
 function totalsOf(plan: Plan, firstStep: number, parameters: number, folder: RunFolder) {

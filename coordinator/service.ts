@@ -1,11 +1,14 @@
 /** The Coordinator service: thin handlers over the membership and the shards. */
 import { Server } from '@grpc/grpc-js';
 import { BraidError } from '../core/errors.ts';
-import { listen, serverOptions } from '../proto/channel.ts';
+import { isSecret } from '../core/secret.ts';
+import { guarded, OUTSIDE } from '../proto/access.ts';
+import { type Exposure, isUnix, listen } from '../proto/channel.ts';
 import { implement } from '../proto/handlers.ts';
 import { coordinatorService } from '../proto/load.ts';
-import type { CoordinatorService, Part, ShardsRequest } from '../proto/messages.ts';
+import type { CoordinatorService, Part, ShardsRequest, WatchResponse } from '../proto/messages.ts';
 import { parts } from '../proto/parts.ts';
+import { requireSoundJoin } from './bounds.ts';
 import type { Membership } from './membership.ts';
 import type { Meter } from './meter.ts';
 import type { Shards } from './shards.ts';
@@ -15,20 +18,36 @@ const SHUTDOWN_TIMEOUT_MS = 1_000;
 
 export interface ServiceOptions {
   membership: Membership;
-  shards: Shards;
-  replicas: number;
+  /** Of the current generation. */
+  shards(): Shards;
   meter: Meter;
+  watch(): WatchResponse;
+  /** What joining and watching take; null: nothing. */
+  token: string | null;
+  /** What every other call takes. */
+  secret: string;
 }
 
-export function coordinatorHandlers({ membership, shards, replicas, meter }: ServiceOptions): CoordinatorService {
+function handlers({ membership, shards: current, meter, watch }: ServiceOptions, unix: boolean): CoordinatorService {
   return {
-    join: (request, { signal }) => membership.join(request, signal),
+    join(request, { signal }) {
+      requireSoundJoin(request, { unix });
+      return membership.join(request, signal);
+    },
+
+    async leave(request, { signal }) {
+      await membership.leave(request, signal);
+      return {};
+    },
+
+    watch: async () => watch(),
 
     async *shards(request: ShardsRequest): AsyncGenerator<Part> {
       const { run, generation, split, replica, firstStep } = request;
       membership.requireCurrent(request);
-      if (split === 'SPLIT_UNSPECIFIED' || replica >= replicas) {
-        throw new BraidError('PROTOCOL', `no shards of ${split} for replica ${replica} of ${replicas}`);
+      const shards = current();
+      if (split === 'SPLIT_UNSPECIFIED' || replica >= shards.replicas) {
+        throw new BraidError('PROTOCOL', `no shards of ${split} for replica ${replica} of ${shards.replicas}`);
       }
       const end = shards.count(split, replica);
       for (let step = firstStep; step < end; step++) {
@@ -44,11 +63,14 @@ export function coordinatorHandlers({ membership, shards, replicas, meter }: Ser
 export async function serve(
   options: ServiceOptions,
   address: string,
-  { insecure }: { insecure: boolean },
+  exposure: Exposure,
 ): Promise<{ address: string; close(): Promise<void> }> {
-  const server = new Server(serverOptions);
-  implement(server, coordinatorService, coordinatorHandlers(options));
-  const bound = await listen(server, address, { insecure });
+  const { token, secret } = options;
+  const server = new Server(
+    guarded((rpc, shown) => (OUTSIDE.has(rpc) ? token === null || isSecret(shown, token) : isSecret(shown, secret))),
+  );
+  implement(server, coordinatorService, handlers(options, isUnix(address)));
+  const bound = await listen(server, address, exposure);
   return { address: bound, close: () => shutdown(server) };
 }
 

@@ -2,7 +2,7 @@
  * The shards of every replica, encoded when they are asked for: a pure function of (split, step, replica), so that a
  * stream can begin anywhere and nothing has to be remembered.
  */
-import { batchOf, shardSizes } from '../core/sampler.ts';
+import { batchOf, shardBounds } from '../core/sampler.ts';
 import type { Dataset } from '../input/dataset.ts';
 import { encodeShard } from '../input/shard.ts';
 import type { Split } from '../proto/messages.ts';
@@ -13,6 +13,7 @@ import { type Plan, samplerOf } from './plan.ts';
  * stream can hold on its way (16 parts of 1 MiB).
  */
 const KEPT_BYTES_A_REPLICA = 32 << 20;
+const UNREADABLE = new Uint8Array(0);
 /** In place of a label that has not been read yet. */
 const UNKNOWN = -1;
 
@@ -29,6 +30,10 @@ export class Shards {
     this.known = { train: unknown(plan.train.length), test: unknown(plan.test.length) };
   }
 
+  get replicas(): number {
+    return this.plan.replicas;
+  }
+
   /** How many shards a replica has in all. */
   count(split: Split, replica: number): number {
     const { steps, testBatches, replicas } = this.plan;
@@ -40,9 +45,7 @@ export class Shards {
     const { recipe, train, test, replicas } = this.plan;
     if (split === 'SPLIT_TRAIN') {
       const { sampleIds } = batchOf(step, samplerOf(recipe, train.length));
-      const sizes = shardSizes(sampleIds.length, replicas);
-      const first = sizes.slice(0, replica).reduce((sum, size) => sum + size, 0);
-      return sampleIds.subarray(first, first + sizes[replica]!);
+      return sampleIds.subarray(...shardBounds(sampleIds.length, replicas, replica));
     }
     const { batch } = recipe.evaluation;
     const first = (step * replicas + replica) * batch;
@@ -83,10 +86,17 @@ export class Shards {
   private encode(split: Split, step: number, replica: number): Uint8Array {
     const { dataset, known } = this.side(split);
     const sampleIds = this.sampleIds(split, step, replica);
+    const skips = this.plan.recipe.data.onBadSample === 'skip' && split === 'SPLIT_TRAIN';
     const records = Array.from(sampleIds, (id) => {
-      const { bytes, label } = dataset.read(id);
-      known[id] = label;
-      return bytes;
+      try {
+        const { bytes, label } = dataset.read(id);
+        known[id] = label;
+        return bytes;
+      } catch (error) {
+        if (!skips) throw error;
+        known[id] = 0; // whatever: another sample stands in
+        return UNREADABLE; // and no decoder takes it
+      }
     });
     return encodeShard({
       step,

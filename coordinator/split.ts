@@ -2,19 +2,20 @@
 import { createHash } from 'node:crypto';
 import { BraidError } from '../core/errors.ts';
 import { addScores, type Score } from '../nn/scores.ts';
-import { fromTensors, type TensorMap, toTensors, type VariableSpec } from '../nn/variables.ts';
-import type { Call, ForwardRequest } from '../proto/messages.ts';
+import { fromTensors, type VariableSpec } from '../nn/variables.ts';
+import type { Call, ForwardRequest, Position } from '../proto/messages.ts';
 import { collect, parts } from '../proto/parts.ts';
 import type { Crew } from './crew.ts';
-import type { Losses } from './events.ts';
-import type { Group, NetworkState } from './group.ts';
-import type { Member } from './membership.ts';
+import type { FlatState, Group, NetworkState } from './group.ts';
+import { inspectShards, labelsWith } from './inspect.ts';
+import type { Seat } from './membership.ts';
 import { bytesOf, floatsOf } from './memory.ts';
-import { Method, type MethodDevice } from './method.ts';
+import type { Method } from './method.ts';
 import type { Plan, Update } from './plan.ts';
 import { type Prepared, prepare, requireSameProgram } from './prepare.ts';
 import { reduceGradients } from './reduce.ts';
 import { requireIdentical } from './replicas.ts';
+import { commitOf, isAt, settleOn } from './settle.ts';
 import type { Shards } from './shards.ts';
 
 /** Ranks count branches first: replica r's branch b is rank r * branches + b. */
@@ -22,33 +23,27 @@ export async function prepareSplit(
   crew: Crew,
   plan: Plan,
   shards: Shards,
-  openDevice: () => Promise<MethodDevice>,
+  openMethod: () => Promise<Method>,
   step: number,
   signal: AbortSignal,
 ): Promise<Group> {
   const { branches } = plan;
   const everyone = crew.members.map(({ rank }) => rank);
-  const opening = openDevice();
-  try {
-    const preparing = prepare(crew, plan, step, signal, (rank) => {
-      const branch = rank % branches;
-      const alike = { segment: 'branch', ranks: everyone.filter((other) => other % branches === branch) };
-      const trunk = { segment: 'trunk', ranks: everyone };
-      const groups = plan.recipe.trunk === 'shared' ? [trunk, alike] : [alike];
-      return { replica: Math.floor(rank / branches), branch, groups };
-    });
-    const [programs, device] = await Promise.all([preparing, opening]);
-    programs.forEach((program, rank) => {
-      requireSameProgram(programs[rank % branches]!, program, [rank % branches, rank]);
-    });
-    return new Split(crew, plan, shards, new Method(device), programs.slice(0, branches));
-  } catch (error) {
-    await opening.then(
-      (device) => device.close(),
-      () => {}, // the first error is the one to tell
-    );
-    throw error;
-  }
+  const preparing = prepare(crew, plan, step, signal, (rank) => {
+    const branch = rank % branches;
+    const alike = { segment: 'branch', ranks: everyone.filter((other) => other % branches === branch) };
+    const trunk = { segment: 'trunk', ranks: everyone };
+    const groups = plan.recipe.trunk === 'shared' ? [trunk, alike] : [alike];
+    return { replica: Math.floor(rank / branches), branch, groups };
+  });
+  const [prepared, opened] = await Promise.allSettled([preparing, openMethod()]);
+  if (prepared.status === 'rejected') throw prepared.reason;
+  if (opened.status === 'rejected') throw opened.reason;
+  const programs = prepared.value;
+  programs.forEach((program, rank) => {
+    requireSameProgram(programs[rank % branches]!, program, [rank % branches, rank]);
+  });
+  return new Split(crew, plan, shards, opened.value, programs);
 }
 
 class Split implements Group {
@@ -64,22 +59,31 @@ class Split implements Group {
   /** [replica][branch], between forward and backward. */
   private cotangents: (Float32Array | undefined)[][] = [];
 
+  readonly held: (Position | null)[];
+
+  /** @param programs by rank */
   constructor(crew: Crew, plan: Plan, shards: Shards, method: Method, programs: Prepared[]) {
     this.crew = crew;
     this.plan = plan;
     this.shards = shards;
     this.method = method;
-    this.programs = programs;
-    const all = [...programs, method.program].flatMap(({ variables }) => variables);
+    this.held = programs.map((program) => program.held ?? null);
+    this.programs = programs.slice(0, plan.branches);
+    const all = [...this.programs, method.program].flatMap(({ variables }) => variables);
     this.variables = [...new Map(all.map((variable) => [variable.name, variable])).values()];
   }
 
-  async forward(update: Update, signal: AbortSignal): Promise<Losses> {
+  async forward(update: Update, signal: AbortSignal) {
     const outputs = await this.gather(update, signal); // [replica][branch]
-    const labels = outputs.map((_, replica) => this.shards.labels('SPLIT_TRAIN', update.step, replica));
+    // All branches of a replica leave the same samples out.
+    const first = this.crew.members.filter(({ rank }) => this.branchOf(rank) === 0);
+    const bad = await inspectShards(this.crew, this.plan.recipe, update.step, signal, first);
+    const labels = outputs.map((_, replica) =>
+      labelsWith(bad[replica] ?? [], this.shards.labels('SPLIT_TRAIN', update.step, replica)),
+    );
     const fused = await this.crew.meter.time('method', () => this.method.fuse(update, outputs, labels));
     this.cotangents = fused.cotangents;
-    return fused.losses;
+    return { losses: fused.losses, bad: bad.flat() };
   }
 
   async backward({ step, round, shardWeights, samples }: Update, signal: AbortSignal): Promise<void> {
@@ -107,11 +111,44 @@ class Split implements Group {
     return Math.hypot(...norms.values(), this.method.gradientNorm());
   }
 
-  async commit({ step, learningRate, round, last }: Update, signal: AbortSignal): Promise<void> {
+  async commit(update: Update, signal: AbortSignal): Promise<void> {
+    const { step } = update;
     await this.crew.each('commit', step, signal, ({ worker }, call) =>
-      worker.commit({ ...this.crew.stamp(step), learningRate, last }, call),
+      worker.commit({ ...this.crew.stamp(step), ...commitOf(update) }, call),
     );
-    await this.method.commit(round, learningRate);
+    await this.method.commit(update);
+  }
+
+  async settle(update: Update, crew: Crew, signal: AbortSignal): Promise<boolean> {
+    const settled = await settleOn(crew, update, signal);
+    const branches = new Set(settled.map(({ rank }) => this.branchOf(rank)));
+    if (branches.size < this.plan.branches) return false;
+    await this.method.commit(update);
+    return true;
+  }
+
+  async fill(at: Position, signal: AbortSignal): Promise<boolean> {
+    if (!isAt(this.method.position, at)) return false;
+    const holds = ({ rank }: Seat) => isAt(this.held[rank]!, at);
+    const sources = this.programs.map((_, branch) =>
+      this.crew.members.find((seat) => this.branchOf(seat.rank) === branch && holds(seat)),
+    );
+    if (sources.some((source) => source === undefined)) return false;
+    await this.compare(at.step, signal, this.crew.members.filter(holds));
+    const others = this.crew.members.filter((seat) => !holds(seat));
+    const wanted = new Set(others.map(({ rank }) => this.branchOf(rank)));
+    const states = await Promise.all(
+      sources.map((source, branch) => (wanted.has(branch) ? this.readOne(source!, at.step, signal) : null)),
+    );
+    await this.crew.each(
+      'fill',
+      at.step,
+      signal,
+      ({ rank, worker }, call) =>
+        worker.writeState(parts(this.crew.stamp(at.step), states[this.branchOf(rank)]!), call),
+      others,
+    );
+    return true;
   }
 
   async evaluate(step: number, signal: AbortSignal): Promise<Score[]> {
@@ -128,35 +165,43 @@ class Split implements Group {
       worker.writeState(parts(this.crew.stamp(step), states[this.branchOf(rank)]!), call),
     );
     await this.method.write(state);
+    this.method.position = { step, round: 0 };
   }
 
-  async read(step: number, signal: AbortSignal): Promise<Required<NetworkState>> {
-    const expect = this.crew.stamp(step);
-    const hashes = await this.crew.each('compare', step, signal, ({ worker }, call) => worker.hashState(expect, call));
-    this.programs.forEach((_, branch) => {
-      const alike = hashes
-        .map(({ sha256 }, rank) => ({ rank, sha256 }))
-        .filter(({ rank }) => this.branchOf(rank) === branch);
-      requireIdentical(alike, `state of branch ${branch}`, step);
-    });
+  async read(step: number, signal: AbortSignal, crew = this.crew): Promise<FlatState[]> {
+    await this.compare(step, signal, crew.members, crew);
     const states = await Promise.all(
-      this.programs.map(async ({ variables, stateLength }, branch) => {
-        const bytes = await this.crew.one(this.crew.members[branch]!, 'read', step, signal, ({ worker }, call) =>
-          collect(worker.readState(expect, call), { maxBytes: 4 * stateLength, expect }),
-        );
-        return toTensors(variables, floatsOf(bytes));
+      this.programs.map(async ({ variables }, branch) => {
+        const source = crew.members.find(({ rank }) => this.branchOf(rank) === branch);
+        if (source === undefined) throw new BraidError('WORKER_LOST', `no worker is left that holds branch ${branch}`);
+        return { variables, state: floatsOf(await this.readOne(source, step, signal, crew)) };
       }),
     );
     this.requireOneTrunk(states, step);
-    states.push(await this.method.read());
-    return {
-      weights: new Map(states.flatMap(({ weights }) => [...weights])),
-      momenta: new Map(states.flatMap(({ momenta }) => [...momenta])),
-    };
+    return [...states, await this.method.read()];
   }
 
-  close(): Promise<void> {
-    return this.method.close();
+  /** Whoever owns the same branch must hold the same state of it. */
+  private async compare(step: number, signal: AbortSignal, members: readonly Seat[], crew = this.crew): Promise<void> {
+    const hashes = await crew.each(
+      'compare',
+      step,
+      signal,
+      async ({ rank, worker }, call) => ({ rank, ...(await worker.hashState(this.crew.stamp(step), call)) }),
+      members,
+    );
+    this.programs.forEach((_, branch) => {
+      const alike = hashes.filter(({ rank }) => this.branchOf(rank) === branch);
+      requireIdentical(alike, `state of branch ${branch}`, step);
+    });
+  }
+
+  private readOne(seat: Seat, step: number, signal: AbortSignal, crew = this.crew): Promise<Uint8Array> {
+    const expect = this.crew.stamp(step);
+    const maxBytes = 4 * this.programs[this.branchOf(seat.rank)]!.stateLength;
+    return crew.one(seat, 'read', step, signal, ({ worker }, call) =>
+      collect(worker.readState(expect, call), { maxBytes, expect }),
+    );
   }
 
   /** Every branch's outputs on the step's shards. @returns [replica][branch] */
@@ -176,7 +221,7 @@ class Split implements Group {
   }
 
   private async forwardOf(
-    { rank, worker }: Member,
+    { rank, worker }: Seat,
     call: Call,
     request: Pick<ForwardRequest, 'step' | 'split' | 'shardWeight' | 'round'>,
     size: number,
@@ -216,13 +261,13 @@ class Split implements Group {
   }
 
   /** With a shared trunk, the branches' copies of it must be one. */
-  private requireOneTrunk(states: { weights: TensorMap; momenta: TensorMap }[], step: number): void {
-    const hashes = states.map(({ weights, momenta }, rank) => {
+  private requireOneTrunk(states: FlatState[], step: number): void {
+    const hashes = states.map(({ variables, state }, rank) => {
       const hash = createHash('sha256');
-      for (const { name, segment, trainable } of this.programs[rank]!.variables) {
+      for (const { segment, trainable, offset, momentumOffset, size } of variables) {
         if (segment !== 'trunk') continue;
-        hash.update(bytesOf(weights.get(name)!.data));
-        if (trainable) hash.update(bytesOf(momenta.get(name)!.data));
+        hash.update(bytesOf(state.subarray(offset, offset + size)));
+        if (trainable) hash.update(bytesOf(state.subarray(momentumOffset, momentumOffset + size)));
       }
       return { rank, sha256: hash.digest() };
     });

@@ -4,43 +4,54 @@
  * In `together` every worker computes a replica: forward is its Compute, backward has happened by then. In `split` the
  * branches' outputs are gathered, the coordinator runs the method, and backward sends the cotangents out (split.ts).
  */
-import { BraidError } from '../core/errors.ts';
+import { asBraidError, BraidError } from '../core/errors.ts';
+import type { BadSample } from '../proto/messages.ts';
 import type { Losses } from './events.ts';
 import type { Group } from './group.ts';
+import type { Ledger } from './ledger.ts';
 import type { Step, Update } from './plan.ts';
 
 export interface StepResult {
   losses: Losses;
   gradientNorm: number;
+  /** Updates that were left out because they were not finite. */
+  skipped: number;
+  /** Samples that others stood in for. */
+  bad: BadSample[];
 }
 
-export async function trainStep(group: Group, step: Step, signal: AbortSignal): Promise<StepResult> {
-  const updates: StepResult[] = [];
-  for (const [i, round] of step.rounds.entries()) {
-    updates.push(await trainRound(group, { ...step, round, last: i === step.rounds.length - 1 }, signal));
+/** What is left of the step that the ledger is at. */
+export async function trainStep(
+  group: Group,
+  step: Step,
+  ledger: Ledger,
+  nonFinite: 'stop' | 'skip',
+  signal: AbortSignal,
+): Promise<void> {
+  for (let i = ledger.position.round; i < step.rounds.length; i++) {
+    const update = { ...step, round: step.rounds[i]!, last: i === step.rounds.length - 1, skip: false };
+    const { result, skip } = await compute(group, update, nonFinite, signal);
+    const decided = { ...update, skip };
+    ledger.decide(decided, result);
+    await group.commit(decided, signal); // the first line that changes a weight
+    ledger.commit();
   }
-  return updates.length === 1 ? updates[0]! : together(updates);
 }
 
-async function trainRound(group: Group, update: Update, signal: AbortSignal): Promise<StepResult> {
-  const losses = await group.forward(update, signal);
-  requireFinite(losses, update);
-  await group.backward(update, signal);
-  const gradientNorm = await group.reduce(update, signal);
-  requireFinite({ 'gradient norm': gradientNorm }, update);
-  await group.commit(update, signal); // the first line that changes a weight
-  return { losses, gradientNorm };
-}
-
-/** A step's updates as one: each term was some update's, and the totals add up. */
-function together(updates: StepResult[]): StepResult {
-  const losses: Losses = {};
-  let total = 0;
-  for (const update of updates) {
-    Object.assign(losses, update.losses);
-    total += update.losses.total!;
+async function compute(group: Group, update: Update, nonFinite: 'stop' | 'skip', signal: AbortSignal) {
+  let losses: Losses = {};
+  let bad: BadSample[] = [];
+  try {
+    ({ losses, bad } = await group.forward(update, signal));
+    requireFinite(losses, update);
+    await group.backward(update, signal);
+    const gradientNorm = await group.reduce(update, signal);
+    requireFinite({ 'gradient norm': gradientNorm }, update);
+    return { result: { losses, gradientNorm, skipped: 0, bad }, skip: false };
+  } catch (thrown) {
+    if (nonFinite === 'stop' || asBraidError(thrown).code !== 'NON_FINITE') throw thrown;
+    return { result: { losses, gradientNorm: Number.NaN, skipped: 1, bad }, skip: true };
   }
-  return { losses: { ...losses, total }, gradientNorm: Math.hypot(...updates.map((update) => update.gradientNorm)) };
 }
 
 function requireFinite(values: Record<string, number>, { step, epoch, learningRate }: Step): void {

@@ -3,7 +3,7 @@ import { renameSync, writeFileSync } from 'node:fs';
 import { VERSION } from '../proto/version.ts';
 import type { ClassifierResult } from './evaluation.ts';
 import type { Losses } from './events.ts';
-import type { Member } from './membership.ts';
+import type { Seat } from './membership.ts';
 import type { Plan } from './plan.ts';
 import type { Recorder } from './recorder.ts';
 import type { RunFolder } from './run-folder.ts';
@@ -40,7 +40,7 @@ export interface Summary {
 export interface Outcome {
   run: string;
   plan: Plan;
-  members: Member[];
+  members: Seat[];
   parameters: number;
   seconds: number;
   recorder: Recorder;

@@ -1,16 +1,21 @@
 /** Placement `together`: every worker holds a whole replica, method included. All of them stay bitwise identical. */
 import { BraidError } from '../core/errors.ts';
+import type { Recipe } from '../core/recipe.ts';
 import { addScores, type Score } from '../nn/scores.ts';
-import { fromTensors, toTensors } from '../nn/variables.ts';
+import { fromTensors } from '../nn/variables.ts';
+import type { Position } from '../proto/messages.ts';
 import { collect, parts } from '../proto/parts.ts';
 import type { Crew } from './crew.ts';
 import type { Losses } from './events.ts';
-import type { Group, NetworkState } from './group.ts';
+import type { FlatState, Group, NetworkState } from './group.ts';
+import { inspectShards } from './inspect.ts';
+import type { Seat } from './membership.ts';
 import { bytesOf, floatsOf } from './memory.ts';
 import type { Plan, Update } from './plan.ts';
 import { type Prepared, prepare, requireSameProgram } from './prepare.ts';
 import { reduceGradients } from './reduce.ts';
 import { requireIdentical } from './replicas.ts';
+import { commitOf, isAt, settleOn } from './settle.ts';
 
 export async function prepareTogether(crew: Crew, plan: Plan, step: number, signal: AbortSignal): Promise<Group> {
   const ranks = crew.members.map(({ rank }) => rank);
@@ -19,23 +24,46 @@ export async function prepareTogether(crew: Crew, plan: Plan, step: number, sign
   programs.forEach((program, rank) => {
     requireSameProgram(programs[0]!, program, [0, rank]);
   });
-  return new Together(crew, programs[0]!);
+  const held = programs.map((program) => program.held ?? null);
+  return new Together(crew, plan.recipe, programs[0]!, held);
 }
 
 class Together implements Group {
   private readonly crew: Crew;
+  private readonly recipe: Recipe;
   private readonly program: Prepared;
+  readonly held: (Position | null)[];
 
-  constructor(crew: Crew, program: Prepared) {
+  constructor(crew: Crew, recipe: Recipe, program: Prepared, held: (Position | null)[]) {
     this.crew = crew;
+    this.recipe = recipe;
     this.program = program;
+    this.held = held;
   }
 
   get variables() {
     return this.program.variables;
   }
 
-  async forward({ step, distillWeight, shardWeights, round }: Update, signal: AbortSignal): Promise<Losses> {
+  async fill(at: Position, signal: AbortSignal): Promise<boolean> {
+    const holds = ({ rank }: Seat) => isAt(this.held[rank]!, at);
+    const holders = this.crew.members.filter(holds);
+    if (holders.length === 0) return false;
+    await this.compare(at.step, signal, holders);
+    const others = this.crew.members.filter((seat) => !holds(seat));
+    if (others.length === 0) return true;
+    const state = await this.readOne(holders[0]!, at.step, signal);
+    await this.crew.each(
+      'fill',
+      at.step,
+      signal,
+      ({ worker }, call) => worker.writeState(parts(this.crew.stamp(at.step), state), call),
+      others,
+    );
+    return true;
+  }
+
+  async forward({ step, distillWeight, shardWeights, round }: Update, signal: AbortSignal) {
     const answers = await this.crew.each('compute', step, signal, ({ rank, worker }, call) =>
       worker.compute({ ...this.crew.stamp(step), distillWeight, shardWeight: shardWeights[rank]!, round }, call),
     );
@@ -50,7 +78,7 @@ class Together implements Group {
         losses[name] = (losses[name] ?? 0) + shardWeights[rank]! * answer.losses[i]!;
       });
     });
-    return losses;
+    return { losses, bad: (await inspectShards(this.crew, this.recipe, step, signal)).flat() };
   }
 
   /** Compute has left the gradient on each worker. */
@@ -61,10 +89,15 @@ class Together implements Group {
     return answers[0]!.segmentNorms[0]!;
   }
 
-  async commit({ step, learningRate, last }: Update, signal: AbortSignal): Promise<void> {
-    await this.crew.each('commit', step, signal, ({ worker }, call) =>
-      worker.commit({ ...this.crew.stamp(step), learningRate, last }, call),
+  async commit(update: Update, signal: AbortSignal): Promise<void> {
+    await this.crew.each('commit', update.step, signal, ({ worker }, call) =>
+      worker.commit({ ...this.crew.stamp(update.step), ...commitOf(update) }, call),
     );
+  }
+
+  async settle(update: Update, crew: Crew, signal: AbortSignal): Promise<boolean> {
+    const settled = await settleOn(crew, update, signal);
+    return settled.length > 0;
   }
 
   async evaluate(step: number, signal: AbortSignal): Promise<Score[]> {
@@ -84,21 +117,27 @@ class Together implements Group {
     );
   }
 
-  async read(step: number, signal: AbortSignal): Promise<Required<NetworkState>> {
-    const hashes = await this.crew.each('compare', step, signal, ({ worker }, call) =>
-      worker.hashState(this.crew.stamp(step), call),
-    );
-    requireIdentical(
-      hashes.map(({ sha256 }, rank) => ({ rank, sha256 })),
-      'state',
-      step,
-    );
-    const expect = this.crew.stamp(step);
-    const state = await this.crew.one(this.crew.members[0]!, 'read', step, signal, ({ worker }, call) =>
-      collect(worker.readState(expect, call), { maxBytes: 4 * this.program.stateLength, expect }),
-    );
-    return toTensors(this.program.variables, floatsOf(state));
+  async read(step: number, signal: AbortSignal, crew = this.crew): Promise<FlatState[]> {
+    await this.compare(step, signal, crew.members, crew);
+    const state = floatsOf(await this.readOne(crew.members[0]!, step, signal, crew));
+    return [{ variables: this.program.variables, state }];
   }
 
-  async close(): Promise<void> {}
+  private async compare(step: number, signal: AbortSignal, members: readonly Seat[], crew = this.crew): Promise<void> {
+    const hashes = await crew.each(
+      'compare',
+      step,
+      signal,
+      async ({ rank, worker }, call) => ({ rank, ...(await worker.hashState(this.crew.stamp(step), call)) }),
+      members,
+    );
+    requireIdentical(hashes, 'state', step);
+  }
+
+  private readOne(seat: Seat, step: number, signal: AbortSignal, crew = this.crew): Promise<Uint8Array> {
+    const expect = this.crew.stamp(step);
+    return crew.one(seat, 'read', step, signal, ({ worker }, call) =>
+      collect(worker.readState(expect, call), { maxBytes: 4 * this.program.stateLength, expect }),
+    );
+  }
 }

@@ -1,76 +1,112 @@
 /** The training loop: every step that is left, its evaluations and its checkpoints. */
 import { BraidError } from '../core/errors.ts';
-import { writeCheckpoint } from './checkpoints.ts';
+import type { CheckpointWriter } from './checkpoints-writer.ts';
+import type { Crew } from './crew.ts';
 import { resultsOf } from './evaluation.ts';
 import type { RunEvent } from './events.ts';
 import type { Group } from './group.ts';
+import type { Ledger } from './ledger.ts';
 import { endsEpoch, networkOf, type Plan, samplingOf, stepAt } from './plan.ts';
 import type { Recorder } from './recorder.ts';
-import type { RunFolder } from './run-folder.ts';
 import { trainStep } from './step.ts';
 
 export interface Training {
   plan: Plan;
   group: Group;
+  ledger: Ledger;
   recorder: Recorder;
-  folder: RunFolder;
   run: string;
-  firstStep: number;
-  /** The newest checkpoint, once there is one. */
-  saved: { step: number; path: string } | null;
+  /** One for all generations. */
+  checkpoints: CheckpointWriter;
+  /** Whether somebody waits to join or to leave: the next generation would be another. */
+  regroup(): boolean;
   signal: AbortSignal;
   hard: AbortSignal;
   now(): number;
   onEvent(event: RunEvent): void;
 }
 
-/** All steps that are left, with their evaluations and checkpoints. @returns the path of the last checkpoint */
-export async function train(training: Training): Promise<string> {
-  const { plan, group, recorder, firstStep, signal, hard, now } = training;
-  const { checkpoint, evaluation } = plan.recipe;
-  for (let at = firstStep; at < plan.steps; at++) {
-    if (signal.aborted) return await stopHere(training, at);
-    const step = stepAt(plan, at);
-    const start = now();
-    const result = await trainStep(group, step, hard);
-    recorder.step(step, result, now() - start);
-
-    const done = at + 1;
-    if (done === plan.steps) break;
-    if (checkpoint.everySteps > 0 && done % checkpoint.everySteps === 0) await save(training, done);
-    if (endsEpoch(plan, at) && (step.epoch + 1) % evaluation.everyEpochs === 0)
-      await evaluate(training, step.epoch, done);
+/**
+ * All steps that are left, with their evaluations and checkpoints.
+ * @returns the path of the last checkpoint, or null where another generation should go on
+ */
+export async function train(training: Training): Promise<string | null> {
+  const { plan, group, ledger, checkpoints, signal, hard } = training;
+  while (ledger.position.step < plan.steps) {
+    const { step, round } = ledger.position;
+    if (round === 0) {
+      if (checkpoints.failure !== null) throw checkpoints.failure;
+      if (signal.aborted) return await stopHere(training, step);
+      await whatIsDue(training, step);
+      if (training.regroup()) return null;
+    }
+    training.recorder.begin();
+    await trainStep(group, stepAt(plan, step), ledger, plan.recipe.training.nonFinite, hard);
   }
-  const path = await save(training, plan.steps);
-  await evaluate(training, Math.floor((plan.steps - 1) / plan.stepsPerEpoch), plan.steps);
+  const path = await saveNow(training, plan.steps);
+  await evaluate(training, plan.steps);
   return path;
+}
+
+/** The checkpoint and the evaluation that belong between two steps, where they have not been made. */
+async function whatIsDue(training: Training, done: number): Promise<void> {
+  const { plan, recorder } = training;
+  const { checkpoint, evaluation } = plan.recipe;
+  if (done === 0) return;
+  const atCheckpoint = checkpoint.everySteps > 0 && done % checkpoint.everySteps === 0;
+  if (atCheckpoint) await save(training, done);
+  const epochs = done / plan.stepsPerEpoch;
+  const atEvaluation = endsEpoch(plan, done - 1) && epochs % evaluation.everyEpochs === 0;
+  if (atEvaluation && !recorder.evaluatedAfter(done)) await evaluate(training, done);
 }
 
 /** Somebody asked for the end: what has been committed is kept. */
 async function stopHere(training: Training, step: number): Promise<never> {
-  const path = await save(training, step);
+  const path = await saveNow(training, step);
   throw new BraidError('CANCELLED', `stopped after step ${step} of ${training.plan.steps}; the checkpoint is ${path}`, {
     remedy: 'Go on with --resume.',
     details: { step, path },
   });
 }
 
-/** Compares the replicas, and writes what they agree on. @returns the checkpoint's path */
-async function save(training: Training, step: number): Promise<string> {
-  if (training.saved?.step === step) return training.saved.path;
-  const { plan, group, recorder, folder, run, hard, now } = training;
+/** Training goes on while it is written. @throws why the one before could not be written */
+async function save(training: Training, step: number): Promise<void> {
+  const { recorder, checkpoints, now } = training;
   const start = now();
-  const state = await group.read(step, hard);
-  const epoch = Math.floor(step / plan.stepsPerEpoch);
-  const facts = { run, step, epoch, network: networkOf(plan), sampling: samplingOf(plan), recipe: plan.recipe };
-  const path = await writeCheckpoint(folder.checkpoints, facts, state, { keep: plan.recipe.checkpoint.keep });
-  training.saved = { step, path };
-  recorder.checkpointed(step, path, now() - start);
-  return path;
+  const waits = checkpoints.busy;
+  await checkpoints.settled();
+  if (checkpoints.failure !== null) throw checkpoints.failure;
+  if (checkpoints.newest?.step !== step) await beginToWrite(training, step);
+  recorder.stoodStill(now() - start, waits);
 }
 
-async function evaluate(training: Training, epoch: number, step: number): Promise<void> {
+/**
+ * Waits until it is there to stay, whatever came of the one before.
+ * @param crew who is left, where that is not everybody
+ * @returns the checkpoint's path   @throws why it could not be written
+ */
+export async function saveNow(training: Training, step: number, crew?: Crew): Promise<string> {
+  const { checkpoints } = training;
+  await checkpoints.settled();
+  if (checkpoints.newest?.step !== step) await beginToWrite(training, step, crew);
+  await checkpoints.settled();
+  if (checkpoints.failure !== null) throw checkpoints.failure;
+  return checkpoints.newest!.path;
+}
+
+/** Compares the replicas, and hands over what they agree on. */
+async function beginToWrite(training: Training, step: number, crew?: Crew): Promise<void> {
+  const { plan, group, checkpoints, run, hard, now } = training;
+  const start = now();
+  const states = await group.read(step, hard, crew);
+  const epoch = Math.floor(step / plan.stepsPerEpoch);
+  const facts = { run, step, epoch, network: networkOf(plan), sampling: samplingOf(plan), recipe: plan.recipe };
+  checkpoints.write(facts, states, start);
+}
+
+async function evaluate(training: Training, step: number): Promise<void> {
   const { plan, group, recorder, signal, hard, now, onEvent } = training;
+  const epoch = Math.floor((step - 1) / plan.stepsPerEpoch);
   onEvent({ kind: 'evaluating', epoch, step });
   const start = now();
   const either = AbortSignal.any([signal, hard]);

@@ -7,6 +7,7 @@ export type ErrorCode =
   | 'CAPTURE' // an operation or a shape that the graph capture cannot record
   | 'DEVICE' // TensorFlow failed while running a phase
   | 'PROTOCOL' // a message that no correct peer would send: sizes, checksums, order
+  | 'UNAUTHORIZED' // a peer without the token, the run's secret, or a certificate that is believed
   | 'VERSION_MISMATCH' // a peer of another Braid version or run
   | 'STALE_GENERATION' // a message for a membership that has ended
   | 'WORKER_LOST' // a worker died, froze or disconnected

@@ -52,11 +52,67 @@ export function createMetrics() {
     bytes: counter('braid_bytes_total', 'Payload bytes that workers sent or received.', ['kind', 'direction']),
     checkpointSeconds: histogram(
       'braid_checkpoint_seconds',
-      'Time to read, compare and write a checkpoint.',
+      'Time from reading a state to its checkpoint being there to stay.',
       CHECKPOINT_BUCKETS_SECONDS,
       [],
     ),
     checkpointStep: gauge('braid_checkpoint_step', 'Step of the newest checkpoint.'),
+    checkpointBytes: counter('braid_checkpoint_bytes_total', 'Bytes of checkpoints that were written.'),
+    checkpointStallSeconds: counter(
+      'braid_checkpoint_stall_seconds_total',
+      'Time that training stood still to read states for checkpoints, or for one that was still being written.',
+    ),
+    checkpointWaits: counter('braid_checkpoint_waits_total', 'Checkpoints that waited for the one before.'),
+    retries: counter('braid_retries_total', 'Generations that ended by a fault and were followed by another.'),
+    workersLost: counter('braid_workers_lost_total', 'Workers that went while the run needed them.'),
+    badSamples: counter('braid_bad_samples_total', 'Samples of committed steps that could not be used.'),
+    skippedSteps: counter('braid_skipped_steps_total', 'Steps left out because they were not finite.'),
+    stragglerSeconds: gauge(
+      'braid_straggler_seconds',
+      'Median time of a member that holds a phase up, while it does.',
+      ['rank', 'phase'],
+    ),
     errors: counter('braid_errors_total', 'What ended or disturbed the run, by error code.', ['code']),
   };
+}
+
+const WORKER_STATES = ['joining', 'waiting', 'training'] as const;
+
+export interface WorkerProgress {
+  /** waiting: it has joined, and has no state yet. */
+  state: (typeof WORKER_STATES)[number];
+  /** Steps committed. */
+  step: number;
+  generation: number;
+}
+
+/** What a worker tells, asked for when it is scraped. */
+export function createWorkerMetrics(progress: () => WorkerProgress): { registry: Registry } {
+  const registry = new Registry();
+  const registers = [registry];
+  new Gauge({
+    name: 'braid_worker_state',
+    help: '1 for the state that the worker is in.',
+    labelNames: ['state'],
+    registers,
+    collect() {
+      for (const state of WORKER_STATES) this.set({ state }, progress().state === state ? 1 : 0);
+    },
+  });
+  const gauge = (name: string, help: string, value: () => number) =>
+    new Gauge({
+      name,
+      help,
+      registers,
+      collect() {
+        this.set(value());
+      },
+    });
+  gauge('braid_worker_step', 'Steps committed.', () => progress().step);
+  gauge(
+    'braid_worker_generation',
+    'Number of the latest membership that the worker was told of.',
+    () => progress().generation,
+  );
+  return { registry };
 }

@@ -13,6 +13,11 @@ import { BraidError, nearest } from './errors.ts';
 const positiveInt = z.number().int().positive();
 const count = z.number().int().nonnegative();
 
+/** Workers take these of a coordinator: far above what helps, and nothing that a machine could not bear. */
+const MAX_BATCH = 1 << 20;
+const MAX_INPUT_THREADS = 256;
+const MAX_PREFETCH = 256;
+
 /** How many branches of this very kind. */
 const copies = { count: positiveInt.default(1) };
 
@@ -146,6 +151,29 @@ const dualnetSchema = z.strictObject({
 });
 
 const perChannel = z.array(z.number()).min(1).max(3);
+const positive = z.number().positive();
+/** A factor is drawn from [max(0, 1 - strength), 1 + strength]; 0: off. */
+const jitterStrength = z.number().nonnegative().default(0);
+
+/** As torchvision's transforms of these names do it on uint8 images, antialiased and bilinear. */
+const resizedCropSchema = z.strictObject({
+  /** Side in pixels of what the network sees. */
+  size: positiveInt.default(224),
+  /** RandomResizedCrop: the crop's part of the image's area, and its width over its height: from, to. */
+  area: z.tuple([positive, positive.max(1)]).default([0.08, 1]),
+  ratio: z.tuple([positive, positive]).default([3 / 4, 4 / 3]),
+  /** Resize: the short side in evaluation, before CenterCrop takes the middle. */
+  evaluationResize: positiveInt.default(256),
+  /** ColorJitter. */
+  jitter: z
+    .strictObject({ brightness: jitterStrength, contrast: jitterStrength, saturation: jitterStrength })
+    .prefault({}),
+  /**
+   * Decode a JPEG at a half, a quarter or an eighth where the crop is shrunk by at least that much anyway. A third less
+   * work there, and pixels that are one grey level from torchvision's on average, up to fifty at sharp edges.
+   */
+  scaledDecode: z.boolean().default(false),
+});
 
 export const recipeSchema = z.strictObject({
   /** Names the folder runs/<name>. */
@@ -168,6 +196,8 @@ export const recipeSchema = z.strictObject({
     /** How many classes the networks tell apart; null: as many as the format has. */
     classes: positiveInt.nullable().default(null),
     shuffle: z.boolean().default(true),
+    /** A training sample that cannot be read or decoded ends the run, or another of its batch stands in for it. */
+    onBadSample: z.enum(['fail', 'skip']).default('fail'),
     /** Per channel, on the 0..255 scale. */
     mean: perChannel,
     std: perChannel,
@@ -179,6 +209,8 @@ export const recipeSchema = z.strictObject({
         flip: z.boolean().default(true),
       })
       .prefault({}),
+    /** For `folder` only: images of any size, of which a random part is brought to one size; null: all have one size. */
+    resizedCrop: resizedCropSchema.nullable().default(null),
   }),
   branches: z.array(branchSchema).min(1),
   /** `shared`: the first stages are one for all branches. `none`: every branch is a whole network. */
@@ -191,7 +223,7 @@ export const recipeSchema = z.strictObject({
     /** Stop after this many steps, whatever the epoch; null: after the last epoch. */
     maxSteps: positiveInt.nullable().default(null),
     /** Global batch: it is sharded over the replicas. */
-    batch: positiveInt.default(128),
+    batch: positiveInt.max(MAX_BATCH).default(128),
     learningRate: z.number().positive().default(0.1),
     /** 0-based epochs from which the learning rate is multiplied by `gamma` once more. */
     milestones: z.array(positiveInt).default([150, 225]),
@@ -206,13 +238,15 @@ export const recipeSchema = z.strictObject({
     fusionWeightDecay: z.number().nonnegative().default(1e-5),
     /** `bf16`: convolutions and activations in bfloat16, weights, statistics and losses in f32. */
     precision: z.enum(['f32', 'bf16']).default('f32'),
+    /** A loss or gradient that is NaN or infinite ends the run, or its step is left out and counted. */
+    nonFinite: z.enum(['stop', 'skip']).default('stop'),
     /** A .safetensors file with the first weights, PyTorch names and layouts; null: drawn from the seed. */
     initialWeights: z.string().nullable().default(null),
   }),
   evaluation: z
     .strictObject({
       /** Samples a run of the evaluation graph. */
-      batch: positiveInt.default(250),
+      batch: positiveInt.max(MAX_BATCH).default(250),
       everyEpochs: positiveInt.default(1),
     })
     .prefault({}),
@@ -221,16 +255,28 @@ export const recipeSchema = z.strictObject({
       /** `together`: one worker holds a whole replica. `split`: one worker a branch, the coordinator hosts the method. */
       placement: z.enum(['together', 'split']).default('together'),
       replicas: positiveInt.default(1),
+      /** With fewer than these the run waits for others to join; from these on it goes on. null: `replicas`. */
+      minReplicas: positiveInt.nullable().default(null),
+      /** Workers that join while it trains are taken up to these. null: `replicas`. */
+      maxReplicas: positiveInt.nullable().default(null),
       /** TensorFlow threads of each worker; null: this machine's cores divided by its workers, at least 1. */
       threads: positiveInt.nullable().default(null),
       /** Threads of each worker that decode and augment. */
-      inputThreads: positiveInt.default(1),
+      inputThreads: positiveInt.max(MAX_INPUT_THREADS).default(1),
       /** Batches prepared ahead of need. */
-      prefetch: positiveInt.default(2),
-      /** How long the coordinator waits for all workers to join. */
+      prefetch: positiveInt.max(MAX_PREFETCH).default(2),
+      /** How long the coordinator waits for workers to join, at first and when some have gone. */
       joinTimeoutSeconds: z.number().positive().default(120),
+      /** Gradients between workers. `bf16`: half the bytes, for slow links; each is rounded, and so is their sum. */
+      wire: z.enum(['f32', 'bf16']).default('f32'),
       /** How long one phase of a step may take before the worker is given up. */
       stepTimeoutSeconds: z.number().positive().default(600),
+      /** A worker is asked for a sign of life this often ... */
+      heartbeatSeconds: z.number().positive().default(2),
+      /** ... and given up when it has missed this many. */
+      heartbeatMisses: positiveInt.default(5),
+      /** Attempts at one step, each with whoever is left, before the run ends. */
+      attempts: positiveInt.default(5),
     })
     .prefault({}),
   checkpoint: z
@@ -239,11 +285,36 @@ export const recipeSchema = z.strictObject({
       everySteps: count.default(0),
       /** How many of the newest to keep. */
       keep: positiveInt.default(3),
+      /** Beside those, every checkpoint after a multiple of so many steps is kept for good; 0: none. */
+      keepEverySteps: count.default(0),
+      /** Where they are kept: null: in the run's folder; s3://bucket/prefix: in S3-compatible storage, under that prefix. */
+      store: z
+        .string()
+        .regex(/^s3:\/\/[a-z0-9][a-z0-9.-]+\/[\w./-]*[\w-]$/, 'expected s3://bucket/prefix')
+        .nullable()
+        .default(null),
+      /** Of an s3:// store. Keys come from the environment alone (AWS_ACCESS_KEY_ID, ...), as what is null here does. */
+      s3: z
+        .strictObject({
+          /** Of a server that is not Amazon's; null: AWS_ENDPOINT_URL_S3, AWS_ENDPOINT_URL, or Amazon's own. */
+          endpoint: z
+            .url({ protocol: /^https?$/ })
+            .refine((url) => !/^\w+:\/\/[^/]*@|\?/.test(url), 'keys come from the environment, not from here')
+            .nullable()
+            .default(null),
+          /** null: AWS_REGION. */
+          region: z.string().nullable().default(null),
+          /** https://host/bucket in place of https://bucket.host; null: wherever an endpoint is given. */
+          pathStyle: z.boolean().nullable().default(null),
+        })
+        .prefault({}),
     })
     .prefault({}),
   metrics: z
     .strictObject({
-      /** Port of the Prometheus endpoint; 0: any free one. */
+      /** Where metrics and health are served: whoever reaches it can read them, and do nothing else. */
+      host: z.string().min(1).default('127.0.0.1'),
+      /** 0: any free one. */
       port: z.number().int().min(0).max(65535).default(0),
       /** Steps between two lines of metrics.jsonl. */
       logEverySteps: positiveInt.default(20),
@@ -254,6 +325,7 @@ export const recipeSchema = z.strictObject({
 export type Recipe = z.infer<typeof recipeSchema>;
 type WithoutCount<T> = T extends unknown ? Omit<T, 'count'> : never;
 export type Branch = WithoutCount<Recipe['branches'][number]>;
+export type ResizedCrop = z.infer<typeof resizedCropSchema>;
 export type MethodRecipe<Name extends Recipe['method']['name']> = Extract<Recipe['method'], { name: Name }>;
 export type RampUp = z.infer<typeof rampUpSchema>;
 
@@ -335,7 +407,7 @@ function contradictions(recipe: Recipe): string[] {
   const problems: string[] = [];
   const branches = branchesOf(recipe);
   const { batch } = recipe.training;
-  const { replicas } = recipe.cluster;
+  const { replicas, minReplicas, maxReplicas } = recipe.cluster;
   branches.forEach((branch, i) => {
     const problem = depthProblem(branch);
     if (problem !== null) problems.push(`branches: branch ${i} has ${problem}`);
@@ -357,8 +429,20 @@ function contradictions(recipe: Recipe): string[] {
       `training.batch: ${batch} is not divisible by ${replicas} replicas (cluster.replicas): use ${Math.ceil(batch / replicas) * replicas}`,
     );
   }
+  if (minReplicas !== null && minReplicas > replicas)
+    problems.push(`cluster.minReplicas: ${minReplicas} is more than cluster.replicas, ${replicas}`);
+  if (maxReplicas !== null && maxReplicas < replicas)
+    problems.push(`cluster.maxReplicas: ${maxReplicas} is less than cluster.replicas, ${replicas}`);
+  if (maxReplicas !== null && maxReplicas > batch)
+    problems.push(`cluster.maxReplicas: ${maxReplicas} replicas cannot share a batch of ${batch}`);
   if (recipe.data.mean.length !== recipe.data.std.length) {
     problems.push(`data.std: ${recipe.data.std.length} values, but data.mean has ${recipe.data.mean.length}`);
+  }
+  const { everySteps, keepEverySteps } = recipe.checkpoint;
+  if (keepEverySteps > 0 && (everySteps === 0 || keepEverySteps % everySteps !== 0)) {
+    problems.push(
+      `checkpoint.keepEverySteps: ${keepEverySteps} is not a multiple of checkpoint.everySteps, which is ${everySteps}`,
+    );
   }
   recipe.data.std.forEach((s, i) => {
     if (!(s > 0)) problems.push(`data.std.${i}: ${s} is not above 0`);
@@ -368,6 +452,29 @@ function contradictions(recipe: Recipe): string[] {
       recipe.data.format === 'folder'
         ? 'data.testPath: required with format folder'
         : 'data.testPath: only for format folder',
+    );
+  }
+  problems.push(...resizedCropProblems(recipe.data));
+  return problems;
+}
+
+function resizedCropProblems({ resizedCrop, format, augment, mean }: Recipe['data']): string[] {
+  if (resizedCrop === null) return [];
+  const problems: string[] = [];
+  const { size, area, ratio, evaluationResize } = resizedCrop;
+  if (format !== 'folder') problems.push(`data.resizedCrop: only for format folder, here is ${format}`);
+  if (augment.pad !== 0) {
+    problems.push(`data.augment.pad: ${augment.pad}, but data.resizedCrop takes the crop: set pad to 0`);
+  }
+  if (mean.length !== 3) {
+    problems.push(`data.mean: ${mean.length} value(s), but data.resizedCrop makes images of 3 channels`);
+  }
+  if (area[0] > area[1]) problems.push(`data.resizedCrop.area: from ${area[0]} to ${area[1]}: put the smaller first`);
+  if (ratio[0] > ratio[1])
+    problems.push(`data.resizedCrop.ratio: from ${ratio[0]} to ${ratio[1]}: put the smaller first`);
+  if (evaluationResize < size) {
+    problems.push(
+      `data.resizedCrop.evaluationResize: ${evaluationResize} is less than the size that is cut from it, ${size}`,
     );
   }
   return problems;

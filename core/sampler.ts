@@ -50,8 +50,17 @@ export function shardSizes(samples: number, replicas: number): number[] {
       remedy: `Use at most ${samples} replicas (cluster.replicas), or a larger batch (training.batch).`,
     });
   }
+  return Array.from({ length: replicas }, (_, replica) => {
+    const [first, end] = shardBounds(samples, replicas, replica);
+    return end - first;
+  });
+}
+
+/** Where a replica's shard lies in a batch of `samples`: [first, end), the shards one after another as `shardSizes` says. */
+export function shardBounds(samples: number, replicas: number, replica: number): [number, number] {
   const [size, larger] = [Math.floor(samples / replicas), samples % replicas];
-  return Array.from({ length: replicas }, (_, replica) => size + (replica < larger ? 1 : 0));
+  const boundary = (before: number) => before * size + Math.min(before, larger);
+  return [boundary(replica), boundary(replica + 1)];
 }
 
 /**

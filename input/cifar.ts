@@ -55,6 +55,7 @@ export async function openCifar(data: Recipe['data'], format: keyof typeof forma
     classes,
     image: IMAGE,
     encoding: 'raw-chw',
+    recordBytes: IMAGE_BYTES,
     read(index) {
       const { stored, row } = locate(index);
       const bytes = stored.read(row * rowBytes, rowBytes);

@@ -19,9 +19,11 @@ export interface Dataset {
   readonly name: string;
   readonly length: number;
   readonly classes: number;
-  /** Of every image, once decoded. */
+  /** Of every image, once decoded and, where the recipe has `resizedCrop`, brought to one size. */
   readonly image: ImageShape;
   readonly encoding: Encoding;
+  /** The largest sample as stored. */
+  readonly recordBytes: number;
   /** A sample as stored: not decoded, and possibly a view of memory that the data set owns. index in [0, length). */
   read(index: number): { bytes: Uint8Array; label: number };
   /** The file and the place in it that a sample comes from, for messages. */

@@ -4,7 +4,7 @@ import { join } from 'node:path';
 import { setImmediate } from 'node:timers/promises';
 import { BraidError } from '../core/errors.ts';
 import type { Recipe } from '../core/recipe.ts';
-import type { Dataset, ImageShape, Split } from './dataset.ts';
+import type { Dataset, Split } from './dataset.ts';
 import { type ImageHeader, readImageHeader } from './image-header.ts';
 import { invalidData, openPositional, systemReason } from './stored-file.ts';
 import { readTarIndex } from './tar.ts';
@@ -18,6 +18,7 @@ interface Entry {
   className: string;
   /** Path below the tree's root. */
   name: string;
+  size(): number;
   /** At most `limit` bytes from its start. */
   read(limit: number): Uint8Array;
 }
@@ -31,7 +32,10 @@ interface Tree {
   close(): void;
 }
 
-/** Opens `data.path` (train) or `data.testPath` (test) and checks the header of every image. */
+/**
+ * Opens `data.path` (train) or `data.testPath` (test) and checks the header of every image. They are of one size, or the
+ * recipe crops them to one.
+ */
 export async function openFolder(data: Recipe['data'], split: Split): Promise<Dataset> {
   const tree = openTree(split === 'train' ? data.path : data.testPath!);
   try {
@@ -45,14 +49,18 @@ export async function openFolder(data: Recipe['data'], split: Split): Promise<Da
         'Raise data.classes, or leave it out.',
       );
     }
-    const image = await requireOneSize(tree, data.mean.length === 1 ? 1 : 3);
+    const channels = data.mean.length === 1 ? 1 : 3;
+    const { first, recordBytes } = await requireImages(tree, channels, data.resizedCrop === null);
+    const { height, width } =
+      data.resizedCrop === null ? first : { height: data.resizedCrop.size, width: data.resizedCrop.size };
     const labels = new Map(tree.classNames.map((name, label) => [name, label]));
     return {
       name: `${tree.root} (${split})`,
       length: tree.entries.length,
       classes,
-      image,
+      image: { height, width, channels },
       encoding: 'image-file',
+      recordBytes,
       read: (index) => {
         const entry = tree.entries[index]!;
         return { bytes: entry.read(Number.POSITIVE_INFINITY), label: labels.get(entry.className)! };
@@ -101,7 +109,8 @@ function openDirectory(root: string): { classNames: Set<string>; entries: Entry[
       if (file.startsWith('.')) continue;
       const name = join(className, file);
       requireImageName(root, name);
-      entries.push({ className, name, read: (limit) => readFile(join(root, name), limit) });
+      const path = join(root, name);
+      entries.push({ className, name, size: () => sizeOf(path), read: (limit) => readFile(path, limit) });
     }
   }
   return { classNames, entries, close() {} };
@@ -128,7 +137,12 @@ function openTar(
       if (folder || rest.length === 0) continue;
       if (rest.length > 1) throw invalidData(join(root, name), 'an image two folders deep', 'class/image', remedy);
       requireImageName(root, name);
-      entries.push({ className, name, read: (limit) => stored.read(offset, Math.min(size, limit)) });
+      entries.push({
+        className,
+        name,
+        size: () => size,
+        read: (limit) => stored.read(offset, Math.min(size, limit)),
+      });
     }
     return { classNames, entries, close: () => stored.close() };
   } catch (error) {
@@ -159,6 +173,14 @@ function readFile(file: string, limit: number): Uint8Array {
   }
 }
 
+function sizeOf(file: string): number {
+  try {
+    return statSync(file).size;
+  } catch (cause) {
+    throw invalidData(file, systemReason(cause), 'a JPEG or PNG', 'Check the data set.', cause);
+  }
+}
+
 function requireSameClasses(trainRoot: string, test: Tree): void {
   const train = openTree(trainRoot);
   train.close();
@@ -173,20 +195,29 @@ function requireSameClasses(trainRoot: string, test: Tree): void {
   );
 }
 
-/** The first image's size, which all must have. */
-async function requireOneSize(tree: Tree, channels: 1 | 3): Promise<ImageShape> {
-  let image: ImageShape | null = null;
+/**
+ * Reads every header.
+ * @param oneSize whether all must have the size of the first
+ */
+async function requireImages(
+  tree: Tree,
+  channels: 1 | 3,
+  oneSize: boolean,
+): Promise<{ first: ImageHeader; recordBytes: number }> {
+  let first: ImageHeader | null = null;
+  let recordBytes = 0;
   for (const [index, entry] of tree.entries.entries()) {
     if (index % CHECKS_A_TURN === CHECKS_A_TURN - 1) await setImmediate();
     const file = join(tree.root, entry.name);
     const header = headerOf(entry, file);
-    image ??= { height: header.height, width: header.width, channels };
-    if (header.height !== image.height || header.width !== image.width) {
+    first ??= header;
+    recordBytes = Math.max(recordBytes, entry.size());
+    if (oneSize && (header.height !== first.height || header.width !== first.width)) {
       throw invalidData(
         file,
         `${header.height}x${header.width} pixels`,
-        `${image.height}x${image.width}, the size of ${tree.entries[0]!.name}`,
-        'Resize the images of both splits to one size first.',
+        `${first.height}x${first.width}, the size of ${tree.entries[0]!.name}`,
+        'Set data.resizedCrop to train on images of any size, or resize the images of both splits to one size first.',
       );
     }
     if (header.channels > channels) {
@@ -198,7 +229,7 @@ async function requireOneSize(tree: Tree, channels: 1 | 3): Promise<ImageShape> 
       );
     }
   }
-  return image!;
+  return { first: first!, recordBytes };
 }
 
 function headerOf(entry: Entry, file: string): ImageHeader {

@@ -48,6 +48,7 @@ export async function openIdx(data: Recipe['data'], split: Split): Promise<Datas
       classes,
       image: { height, width, channels: 1 },
       encoding: 'raw-hwc',
+      recordBytes: imageBytes,
       read: (index) => ({ bytes: images.read(16 + index * imageBytes, imageBytes), label: labels.values[index]! }),
       where: (index) => `${images.file}, image ${index}`,
       close: () => images.close(),

@@ -4,13 +4,14 @@ export interface ImageHeader {
   kind: 'jpeg' | 'png';
   height: number;
   width: number;
-  /** 1: grey, 3: colour; transparency does not count. */
+  /** 1: grey, 3: colour, CMYK included; transparency does not count. */
   channels: 1 | 3;
 }
 
 const PNG_SIGNATURE = [0x89, 0x50, 0x4e, 0x47, 0x0d, 0x0a, 0x1a, 0x0a];
 const IHDR = 0x49484452;
 const PNG_HEADER_BYTES = 26; // signature, chunk length and type, width, height, depth, colour type
+const MAX_PIXELS = 1 << 27; // 400 MB of RGB for each thread that decodes: no photograph, whatever its header claims
 
 /**
  * Reads the header of an image file.
@@ -19,6 +20,14 @@ const PNG_HEADER_BYTES = 26; // signature, chunk length and type, width, height,
  * @throws Error saying what was found when it is no JPEG or PNG that can be decoded
  */
 export function readImageHeader(bytes: Uint8Array): ImageHeader | null {
+  const header = headerOf(bytes);
+  if (header !== null && header.height * header.width > MAX_PIXELS) {
+    throw new Error(`${header.height}x${header.width} pixels, more than ${MAX_PIXELS}`);
+  }
+  return header;
+}
+
+function headerOf(bytes: Uint8Array): ImageHeader | null {
   if (bytes.length < 4) return null;
   if (bytes[0] === 0xff && bytes[1] === 0xd8) return jpegHeader(bytes);
   if (PNG_SIGNATURE.every((byte, i) => i >= bytes.length || bytes[i] === byte)) return pngHeader(bytes);
@@ -62,12 +71,12 @@ function jpegHeader(bytes: Uint8Array): ImageHeader | null {
     // baseline, extended and progressive Huffman coding
     if (marker > 0xc2) throw new Error(`a JPEG of the rare kind SOF${marker - 0xc0}`);
     if (precision !== 8) throw new Error(`a JPEG of ${precision} bits a sample`);
-    if (components !== 1 && components !== 3) throw new Error(`a JPEG of ${components} components (CMYK)`);
+    if (components !== 1 && components !== 3 && components !== 4) throw new Error(`a JPEG of ${components} components`);
     return {
       kind: 'jpeg',
       height: (bytes[at + 5]! << 8) | bytes[at + 6]!,
       width: (bytes[at + 7]! << 8) | bytes[at + 8]!,
-      channels: components,
+      channels: components === 1 ? 1 : 3,
     };
   }
   return null;

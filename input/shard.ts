@@ -51,6 +51,11 @@ export function encodeShard(shard: EncodedShard): Uint8Array {
   return bytes;
 }
 
+/** The most bytes that a shard of so many samples has, when none is larger than `recordBytes`. */
+export function shardBytes(samples: number, recordBytes: number): number {
+  return HEADER_BYTES + samples * (BYTES_A_SAMPLE + recordBytes);
+}
+
 /**
  * Reads a shard; ids, labels and records are views of `bytes`, the former two where it is aligned.
  * @throws BraidError PROTOCOL on anything that encodeShard would not write
@@ -105,7 +110,7 @@ function damaged(what: string): BraidError {
 function wordsOf(bytes: Uint8Array, offset: number, count: number): Uint32Array {
   const start = bytes.byteOffset + offset;
   if (start % 4 === 0 && LITTLE_ENDIAN_HOST) return new Uint32Array(bytes.buffer, start, count);
-  const copy = bytes.slice(offset, offset + 4 * count);
+  const copy = new Uint8Array(bytes.subarray(offset, offset + 4 * count)); // slice() of a Buffer would be a view
   if (!LITTLE_ENDIAN_HOST) swapWords(copy);
   return new Uint32Array(copy.buffer, 0, count);
 }

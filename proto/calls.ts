@@ -7,43 +7,74 @@
  *
  * What fails throws a BraidError: the server's own, the signal's reason, or WORKER_LOST naming the peer.
  */
-import { Client, credentials, type MethodDefinition } from '@grpc/grpc-js';
+import { Client, type Metadata, type MethodDefinition, type ServiceError, status } from '@grpc/grpc-js';
 import { BraidError } from '../core/errors.ts';
-import { channelOptions } from './channel.ts';
+import { showing } from './access.ts';
+import { channel } from './channel.ts';
 import type { Service } from './load.ts';
 import type { Call, Messages } from './messages.ts';
 import { fromStatus } from './status.ts';
 import { write } from './stream.ts';
+import type { Tls } from './tls.ts';
+
+type ReadyCall = Required<Call>;
 
 export type Connection<Calls> = Calls & {
-  /** Resolves when the peer answers. @throws BraidError WORKER_LOST after `timeoutMs`, or the signal's reason */
-  ready(call: { signal: AbortSignal; timeoutMs: number }): Promise<void>;
+  /**
+   * Resolves when the peer answers.
+   * @throws BraidError WORKER_LOST after `timeoutMs`; UNAUTHORIZED when the two do not trust one another; the signal's reason
+   */
+  ready(call: ReadyCall): Promise<void>;
   /** Ends the connection; calls under way fail. */
   close(): void;
 };
 
+/** How often a connection that does not come about is asked why. */
+const WHY_NOT_INTERVAL_MS = 1_000;
+/** gRPC's word for a peer that accepts and closes before it has said anything; so does one that is just ending, but not for long. */
+const CLOSED_AT_ONCE = /Failed to connect/;
+const CLOSED_TIMES = 3;
+
 type Method = MethodDefinition<object, object>;
 
-/** @param peer names the server in errors: "worker 1 (host a, pid 7)" */
+export interface ConnectOptions {
+  /** Names the server in errors: "worker 1 (host a, pid 7)". */
+  peer: string;
+  /** null: in clear text. */
+  tls?: Tls | null;
+  /** What a call of this rpc ("join") shows of its right to be made; asked at every call. null: nothing. */
+  secret?(rpc: string): string | null;
+}
+
 export function connect<Calls extends object>(
   service: Service<Calls>,
   address: string,
-  { peer }: { peer: string },
+  { peer, tls = null, secret = () => null }: ConnectOptions,
 ): Connection<Calls> {
-  const client = new Client(address, credentials.createInsecure(), channelOptions(address));
+  const { credentials, options } = channel(address, tls);
+  const client = new Client(address, credentials, options);
   const calls: Record<string, unknown> = {};
   for (const [rpc, method] of Object.entries<Method>(service.methods)) {
+    const to = () => ({ client, method, peer, metadata: showing(secret(rpc)) });
     calls[rpc] = method.responseStream
-      ? (request: object, call: Call) => pull(client, method, request, call, peer)
+      ? (request: object, call: Call) => pull(to(), request, call)
       : method.requestStream
-        ? (messages: Messages<object>, call: Call) => push(client, method, messages, call, peer)
-        : (request: object, call: Call) => unary(client, method, request, call, peer);
+        ? (messages: Messages<object>, call: Call) => push(to(), messages, call)
+        : (request: object, call: Call) => unary(to(), request, call);
   }
-  const ready = (call: { signal: AbortSignal; timeoutMs: number }) => waitForReady(client, call, peer);
+  const ready = (call: ReadyCall) => untilReady(client, call, { peer, secured: tls !== null });
   return Object.assign(calls, { ready, close: () => client.close() }) as Connection<Calls>;
 }
 
-async function unary(client: Client, method: Method, request: object, call: Call, peer: string): Promise<object> {
+/** Whom a call goes to, and with what. */
+interface Target {
+  client: Client;
+  method: Method;
+  peer: string;
+  metadata: Metadata;
+}
+
+async function unary({ client, method, peer, metadata }: Target, request: object, call: Call): Promise<object> {
   const { path, requestSerialize, responseDeserialize } = method;
   call.signal.throwIfAborted();
   const { promise, resolve, reject } = Promise.withResolvers<object>();
@@ -52,22 +83,24 @@ async function unary(client: Client, method: Method, request: object, call: Call
     requestSerialize,
     responseDeserialize,
     request,
+    metadata,
     deadline(call),
     (error, response) => (error === null ? resolve(response!) : reject(error)),
   );
   return settled(promise, () => sent.cancel(), call.signal, peer);
 }
 
-async function* pull(
-  client: Client,
-  method: Method,
-  request: object,
-  call: Call,
-  peer: string,
-): AsyncGenerator<object> {
+async function* pull({ client, method, peer, metadata }: Target, request: object, call: Call): AsyncGenerator<object> {
   const { path, requestSerialize, responseDeserialize } = method;
   call.signal.throwIfAborted();
-  const stream = client.makeServerStreamRequest(path, requestSerialize, responseDeserialize, request, deadline(call));
+  const stream = client.makeServerStreamRequest(
+    path,
+    requestSerialize,
+    responseDeserialize,
+    request,
+    metadata,
+    deadline(call),
+  );
   const cancel = () => stream.cancel();
   call.signal.addEventListener('abort', cancel);
   stream.on('error', () => {}); // also after the reader has left: cancelling is an error to grpc-js
@@ -82,11 +115,9 @@ async function* pull(
 }
 
 async function push(
-  client: Client,
-  method: Method,
+  { client, method, peer, metadata }: Target,
   messages: Messages<object>,
   call: Call,
-  peer: string,
 ): Promise<object> {
   const { path, requestSerialize, responseDeserialize } = method;
   call.signal.throwIfAborted();
@@ -96,6 +127,7 @@ async function push(
     path,
     requestSerialize,
     responseDeserialize,
+    metadata,
     deadline(call),
     (error, response) => {
       over.abort();
@@ -133,19 +165,53 @@ async function settled(
   }
 }
 
-function waitForReady(client: Client, call: { signal: AbortSignal; timeoutMs: number }, peer: string): Promise<void> {
-  const { promise, resolve, reject } = Promise.withResolvers<void>();
-  const aborted = () => reject(call.signal.reason);
-  call.signal.throwIfAborted();
-  call.signal.addEventListener('abort', aborted);
-  client.waitForReady(Date.now() + call.timeoutMs, (error?: Error) => {
-    if (error === undefined) resolve();
-    else
-      reject(
-        new BraidError('WORKER_LOST', `${peer} did not answer within ${call.timeoutMs / 1000} s`, { cause: error }),
-      );
-  });
-  return promise.finally(() => call.signal.removeEventListener('abort', aborted));
+/** Waits for a connection, and asks now and then why there is none: gRPC would only say so to a call. */
+async function untilReady(
+  client: Client,
+  { signal, timeoutMs }: ReadyCall,
+  { peer, secured }: { peer: string; secured: boolean },
+): Promise<void> {
+  const end = Date.now() + timeoutMs;
+  for (let closed = 0; ; ) {
+    const left = end - Date.now();
+    if (await readyWithin(client, Math.min(left, WHY_NOT_INTERVAL_MS), signal)) return;
+    const error = await whyNot(client, peer, signal);
+    if (error === null) return;
+    if (signal.aborted || error.code === 'UNAUTHORIZED') throw error;
+    closed = CLOSED_AT_ONCE.test(error.message) ? closed + 1 : 0;
+    if (closed === CLOSED_TIMES) {
+      const why = secured ? "does not believe this process's certificate" : 'expects TLS';
+      throw new BraidError('UNAUTHORIZED', `${peer} closes every connection at once: it probably ${why}`, {
+        remedy: 'Start both ends with --tls and certificates of one CA, or both without.',
+        cause: error,
+      });
+    }
+    if (left > WHY_NOT_INTERVAL_MS) continue;
+    throw new BraidError('WORKER_LOST', `${peer} did not answer within ${timeoutMs / 1000} s`, { cause: error });
+  }
+}
+
+/** @throws the signal's reason */
+function readyWithin(client: Client, ms: number, signal: AbortSignal): Promise<boolean> {
+  const { promise, resolve, reject } = Promise.withResolvers<boolean>();
+  const aborted = () => reject(signal.reason);
+  signal.throwIfAborted();
+  signal.addEventListener('abort', aborted);
+  client.waitForReady(Date.now() + ms, (error?: Error) => resolve(error === undefined));
+  return promise.finally(() => signal.removeEventListener('abort', aborted));
+}
+
+/** What a call would fail with now, for want of a connection; null: it has one. */
+async function whyNot(client: Client, peer: string, signal: AbortSignal): Promise<BraidError | null> {
+  const nothing = (bytes: Buffer) => bytes;
+  const { promise, resolve } = Promise.withResolvers<ServiceError | null>();
+  const options = { deadline: Date.now() + WHY_NOT_INTERVAL_MS };
+  const sent = client.makeUnaryRequest('/braid.v1.None/None', nothing, nothing, Buffer.alloc(0), options, resolve);
+  const cancel = () => sent.cancel();
+  signal.addEventListener('abort', cancel);
+  const error = await promise;
+  signal.removeEventListener('abort', cancel);
+  return error?.code === status.UNIMPLEMENTED ? null : fromStatus(error, peer, signal);
 }
 
 /** gRPC counts from the wall clock. */

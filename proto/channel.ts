@@ -1,13 +1,25 @@
 /** The options of every channel and server, and addresses: "unix:/path" or "host:port". */
 import { isIP } from 'node:net';
-import { type ChannelOptions, logVerbosity, type Server, ServerCredentials, setLogVerbosity } from '@grpc/grpc-js';
+import {
+  type ChannelCredentials,
+  type ChannelOptions,
+  credentials,
+  logVerbosity,
+  type Server,
+  ServerCredentials,
+  setLogVerbosity,
+} from '@grpc/grpc-js';
 import { BraidError } from '../core/errors.ts';
+import type { Log } from '../core/log.ts';
+import type { Tls } from './tls.ts';
 
 // What fails is thrown, with more to say than grpc-js's own lines on stderr; its tracing variables still work.
 if (process.env.GRPC_VERBOSITY === undefined) setLogVerbosity(logVerbosity.NONE);
 
 /** Four parts: a larger message is no correct peer's, and no memory is taken for it. */
 const MESSAGE_BYTES = 4 << 20;
+/** Calls under way on one connection: a peer has a few, and many at once are no correct peer's. */
+const MAX_STREAMS = 64;
 /** A silent connection is asked for a sign of life this often ... */
 const KEEPALIVE_INTERVAL_MS = 5_000;
 /** ... and given up this long after: a healthy peer's event loop may be busy for a few seconds (capture, garbage). */
@@ -20,6 +32,9 @@ const RECONNECT_MAX_MS = 1_000;
 /** sockaddr_un.sun_path, without its final zero. */
 const UNIX_PATH_BYTES = 107;
 
+const UNIX_PATH = /^\/[^\p{Cc}]+$/u;
+const HOST_AND_PORT = /^(?:\[([\da-fA-F:.]{2,45})\]|([\w.-]{1,253})):(\d{1,5})$/;
+
 const commonOptions: ChannelOptions = {
   'grpc.max_send_message_length': MESSAGE_BYTES,
   'grpc.max_receive_message_length': MESSAGE_BYTES,
@@ -27,9 +42,25 @@ const commonOptions: ChannelOptions = {
   'grpc.keepalive_timeout_ms': KEEPALIVE_TIMEOUT_MS,
 };
 
-export const serverOptions: ChannelOptions = commonOptions;
+export const serverOptions: ChannelOptions = {
+  ...commonOptions,
+  'grpc.max_concurrent_streams': MAX_STREAMS,
+};
 
-export function channelOptions(address: string): ChannelOptions {
+/** What a client of an address is made with. */
+export function channel(
+  address: string,
+  tls: Tls | null,
+): { credentials: ChannelCredentials; options: ChannelOptions } {
+  // A unix socket's peer is this machine.
+  const secured = tls?.channel(isUnix(address) ? 'localhost' : hostOf(address).replace(/^\[|\]$/g, ''));
+  return {
+    credentials: secured?.credentials ?? credentials.createInsecure(),
+    options: { ...channelOptions(address), ...secured?.options },
+  };
+}
+
+function channelOptions(address: string): ChannelOptions {
   return {
     ...commonOptions,
     'grpc.keepalive_permit_without_calls': 1,
@@ -43,25 +74,48 @@ export function channelOptions(address: string): ChannelOptions {
   };
 }
 
+/** How what listens is protected from others than this machine. */
+export interface Exposure {
+  /** Everybody who connects shows a certificate. */
+  tls?: Tls | null;
+  /** Clear text is wanted. */
+  insecure?: boolean;
+}
+
+/** @throws BraidError SETUP when others could reach an address in clear text, and nobody has said that they may */
+export function requireUnexposed(address: string, { insecure = false, tls = null }: Exposure): void {
+  if (insecure || tls !== null || isLocal(address)) return;
+  throw new BraidError('SETUP', `${address} can be reached from other machines, and nothing is encrypted`, {
+    remedy: 'Give --tls <folder>, listen on 127.0.0.1 or a unix: path, or say --insecure in a network that you trust.',
+  });
+}
+
+/** Says so where others than this machine can connect in clear text. @param more what else that allows */
+export function warnOfExposure(log: Log, address: string, tls: Tls | null, more = ''): void {
+  if (tls === null && !isLocal(address)) {
+    log.warn(`${address} is open to other machines: nothing is encrypted${more}`);
+  }
+}
+
 /**
  * Binds a server.
- * @param address port 0: any free one   @param insecure also where others than this machine can connect
+ * @param address port 0: any free one
  * @returns the address as clients write it, with the port it got
- * @throws BraidError SETUP when the address is taken, not this machine's, or open to others without `insecure`
+ * @throws BraidError SETUP when the address is taken, not this machine's, or open to others in clear text
  */
-export async function listen(server: Server, address: string, { insecure = false } = {}): Promise<string> {
-  if (!insecure && !isLocal(address)) {
-    throw new BraidError('SETUP', `${address} can be reached from other machines, and nothing is encrypted`, {
-      remedy: 'Listen on 127.0.0.1 or a unix: path, or say --insecure in a network that you trust.',
-    });
-  }
+export async function listen(
+  server: Server,
+  address: string,
+  { insecure = false, tls = null }: Exposure = {},
+): Promise<string> {
+  requireUnexposed(address, { insecure, tls });
   if (isUnix(address) && Buffer.byteLength(address.slice('unix:'.length)) > UNIX_PATH_BYTES) {
     throw new BraidError('SETUP', `${address}: a unix socket's path has at most ${UNIX_PATH_BYTES} bytes`, {
       remedy: 'Set TMPDIR to a shorter folder, or listen on a host and port.',
     });
   }
   return new Promise((resolve, reject) => {
-    server.bindAsync(address, ServerCredentials.createInsecure(), (cause, port) => {
+    server.bindAsync(address, tls?.serverCredentials() ?? ServerCredentials.createInsecure(), (cause, port) => {
       if (cause === null) return resolve(isUnix(address) ? address : `${hostOf(address)}:${port}`);
       const remedy = `Stop what listens there, or choose another address${isUnix(address) ? '' : ' (port 0: any free one)'}.`;
       reject(new BraidError('SETUP', `cannot listen on ${address}: ${cause.message}`, { remedy, cause }));
@@ -78,6 +132,16 @@ export function isLocal(address: string): boolean {
   if (isUnix(address)) return true;
   const host = hostOf(address).replace(/^\[|\]$/g, '');
   return host === 'localhost' || host === '::1' || (isIP(host) === 4 && host.startsWith('127.'));
+}
+
+/** Whether it is where a peer can be dialed: "unix:/path" or "host:port", and nothing else that gRPC would resolve. */
+export function isAddress(address: string): boolean {
+  if (isUnix(address)) {
+    const path = address.slice('unix:'.length);
+    return Buffer.byteLength(path) <= UNIX_PATH_BYTES && UNIX_PATH.test(path);
+  }
+  const [, ipv6, name, port] = HOST_AND_PORT.exec(address) ?? [];
+  return (ipv6 === undefined ? name !== undefined : isIP(ipv6) === 6) && Number(port) > 0 && Number(port) <= 65_535;
 }
 
 function hostOf(address: string): string {

@@ -18,17 +18,21 @@ export type Messages<T> = AsyncIterable<T> | Iterable<T>;
 
 export interface CoordinatorService {
   join(request: JoinRequest, call: Call): Messages<JoinResponse>;
+  leave(request: LeaveRequest, call: Call): Promise<StepResponse>;
+  watch(request: WatchRequest, call: Call): Promise<WatchResponse>;
   shards(request: ShardsRequest, call: Call): Messages<Part>;
 }
 
 export interface WorkerService {
   prepare(request: PrepareRequest, call: Call): Promise<PrepareResponse>;
+  status(request: StatusRequest, call: Call): Promise<StatusResponse>;
   readState(request: StepRequest, call: Call): Messages<Part>;
   writeState(parts: Messages<Part>, call: Call): Promise<StepResponse>;
   hashState(request: StepRequest, call: Call): Promise<HashStateResponse>;
   compute(request: ComputeRequest, call: Call): Promise<ComputeResponse>;
   forward(request: ForwardRequest, call: Call): Messages<Part>;
   backward(parts: Messages<Part>, call: Call): Promise<StepResponse>;
+  inspect(request: StepRequest, call: Call): Promise<InspectResponse>;
   reduce(request: StepRequest, call: Call): Promise<ReduceResponse>;
   commit(request: CommitRequest, call: Call): Promise<StepResponse>;
   evaluate(request: StepRequest, call: Call): Promise<EvaluateResponse>;
@@ -43,11 +47,46 @@ export interface JoinRequest {
   pid: number;
   threads: number;
   device: string;
+  generation: number;
 }
 
 export interface JoinResponse {
   run: string;
-  rank: number;
+  member: number;
+  secret: string;
+}
+
+export interface LeaveRequest {
+  run: string;
+  member: number;
+}
+
+// biome-ignore lint/complexity/noBannedTypes: a message without fields
+export type WatchRequest = {};
+
+export interface WatchResponse {
+  run: string;
+  generation: number;
+  step: number;
+  steps: number;
+  epoch: number;
+  epochs: number;
+  imagesPerSecond: number;
+  secondsLeft: number;
+  members: MemberStatus[];
+  events: string[];
+}
+
+export interface MemberStatus {
+  member: number;
+  host: string;
+  pid: number;
+  device: string;
+  state: string;
+  rank?: number;
+  status?: StatusResponse;
+  seenSeconds: number;
+  slow: boolean;
 }
 
 export type Split = 'SPLIT_UNSPECIFIED' | 'SPLIT_TRAIN' | 'SPLIT_TEST';
@@ -74,12 +113,16 @@ export interface PrepareRequest {
   classes: number;
   exchangeAddresses: string[];
   groups: ReductionGroup[];
+  recordBytes: number;
 }
 
 export interface ReductionGroup {
   segment: string;
   ranks: number[];
+  topology: Topology;
 }
+
+export type Topology = 'TOPOLOGY_UNSPECIFIED' | 'TOPOLOGY_MESH' | 'TOPOLOGY_RING';
 
 export interface PrepareResponse {
   variables: string;
@@ -87,6 +130,26 @@ export interface PrepareResponse {
   rounds: Round[];
   classifiers: string[];
   outputLengths: number[];
+  held?: Position;
+}
+
+export interface Position {
+  step: number;
+  round: number;
+}
+
+export interface StatusRequest {
+  run: string;
+}
+
+export interface StatusResponse {
+  member: number;
+  generation: number;
+  step: number;
+  phase: string;
+  phaseSeconds: number;
+  residentBytes: number;
+  readyShards: number;
 }
 
 export interface Round {
@@ -139,12 +202,24 @@ export interface ReduceResponse {
   receivedBytes: number;
 }
 
+export interface InspectResponse {
+  badSamples: BadSample[];
+}
+
+export interface BadSample {
+  place: number;
+  sample: number;
+  reason: string;
+}
+
 export interface CommitRequest {
   run: string;
   generation: number;
   step: number;
   learningRate: number;
   last: boolean;
+  round: number;
+  skip: boolean;
 }
 
 export interface EvaluateResponse {

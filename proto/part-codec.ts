@@ -11,6 +11,9 @@ const FIXED64 = 1;
 const BYTES = 2;
 const FIXED32 = 5;
 
+/** Of a 64-bit number. */
+const VARINT_BYTES = 10;
+
 /** Tags and varints of every field but `run` and `data`: 7 tags, 5 varints of at most 10 bytes, a CRC, a bool. */
 const HEADER_BYTES = 80;
 
@@ -103,9 +106,11 @@ function varint(message: Buffer, at: number, value: number): number {
 
 function readVarint(cursor: Cursor): number {
   let value = 0;
+  const end = cursor.at + VARINT_BYTES;
   for (let scale = 1; ; scale *= 0x80) {
     const byte = cursor.message[cursor.at++];
     if (byte === undefined) throw malformed('it ends inside a number');
+    if (cursor.at > end) throw malformed(`a number has more than ${VARINT_BYTES} bytes`);
     value += (byte & 0x7f) * scale;
     if (value > Number.MAX_SAFE_INTEGER) throw malformed('a number is above 2^53');
     if (byte < 0x80) return value;

@@ -1,6 +1,7 @@
 /** The one place where Braid's errors become gRPC statuses and come back as themselves. */
 import { Metadata, type ServiceError, type StatusObject, status } from '@grpc/grpc-js';
 import { asBraidError, BraidError, type ErrorCode } from '../core/errors.ts';
+import { tlsFailure } from './tls-failure.ts';
 
 /** How another gRPC client sees each code. */
 const STATUS_OF: Record<ErrorCode, status> = {
@@ -11,6 +12,7 @@ const STATUS_OF: Record<ErrorCode, status> = {
   CAPTURE: status.UNIMPLEMENTED,
   DEVICE: status.INTERNAL,
   PROTOCOL: status.INVALID_ARGUMENT,
+  UNAUTHORIZED: status.UNAUTHENTICATED,
   VERSION_MISMATCH: status.FAILED_PRECONDITION,
   STALE_GENERATION: status.FAILED_PRECONDITION,
   WORKER_LOST: status.UNAVAILABLE,
@@ -48,7 +50,16 @@ export function fromStatus(thrown: unknown, peer: string, signal?: AbortSignal):
   switch (error.code) {
     case status.DEADLINE_EXCEEDED:
       return new BraidError('WORKER_LOST', `${peer} gave no answer in time`, { cause });
-    case status.UNAVAILABLE:
+    case status.UNAVAILABLE: {
+      const reason = tlsFailure(error.details);
+      if (reason !== undefined) {
+        return new BraidError('UNAUTHORIZED', `${peer} and this process do not trust one another: ${reason.what}`, {
+          remedy: reason.remedy,
+          cause,
+        });
+      }
+      return new BraidError('WORKER_LOST', `${peer} cannot be reached or has gone: ${error.details}`, { cause });
+    }
     case status.CANCELLED:
       return new BraidError('WORKER_LOST', `${peer} cannot be reached or has gone: ${error.details}`, { cause });
     case status.UNIMPLEMENTED:

@@ -185,18 +185,20 @@ test('runs go seed by seed, each with its own name, and save every epoch where t
 test('a folder tells where its run stands, and one of another recipe is refused', async (t) => {
   await using folder = temporaryFolder();
   const at = { label: 'ffl', recipe: recipe(), folder: join(folder.path, 'ffl'), images: 1, work: 1 };
-  t.is(standingOf(at), 'new');
+  t.is(await standingOf(at), 'new');
   folder.write('ffl/recipe.yaml', formatRecipe(at.recipe));
-  t.is(standingOf(at), 'new');
+  t.is(await standingOf(at), 'new');
   mkdirSync(join(at.folder, 'checkpoints', 'step-00000010'), { recursive: true });
-  t.is(standingOf(at), 'unfinished');
+  t.is(await standingOf(at), 'unfinished');
   folder.write('ffl/summary.json', '{}');
-  t.is(standingOf(at), 'finished');
+  t.is(await standingOf(at), 'finished');
   const other = { ...at, recipe: recipe({ training: { epochs: 3, batch: 100 } }) };
-  const error = t.throws<BraidError>(() => standingOf(other), { instanceOf: BraidError });
+  const error = await t.throwsAsync<BraidError>(standingOf(other), { instanceOf: BraidError });
   t.regex(error!.message, /holds another run: training\.epochs is 2 there and 3 here$/);
   folder.write('foreign/notes.txt', 'x');
-  t.throws(() => standingOf({ ...at, folder: join(folder.path, 'foreign') }), { message: /it has no recipe\.yaml/ });
+  await t.throwsAsync(standingOf({ ...at, folder: join(folder.path, 'foreign') }), {
+    message: /it has no recipe\.yaml/,
+  });
 });
 
 test("a peer's run needs counts alone, and says what is missing", async (t) => {

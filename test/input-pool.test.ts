@@ -7,6 +7,7 @@ import { Augmenter, drawCrop } from '../worker/input/augment.ts';
 import { decodeImage } from '../worker/input/decode.ts';
 import { InputPool } from '../worker/input/pool.ts';
 
+const fixed = { resizedCrop: null, onBadSample: 'fail' } as const;
 const augment = { pad: 2, padMode: 'reflect', flip: true } as const;
 const image = { height: 6, width: 5, channels: 3 };
 const imageBytes = 90;
@@ -50,7 +51,7 @@ async function prepared(
   shard: EncodedShard,
   how: typeof augment | null = augment,
 ): Promise<Uint8Array> {
-  const pool = new InputPool({ threads, seed: 3, augment: how, buffers: 1 });
+  const pool = new InputPool({ ...fixed, threads, seed: 3, augment: how, buffers: 1 });
   try {
     const ready = await pool.prepare(shard);
     return ready.images.slice();
@@ -107,7 +108,7 @@ test('a file that does not decode is told by its sample id, and the pool goes on
     [new Uint8Array(0), /sample 7: found a truncated image/],
     [Buffer.from('hello'), /sample 7: found a file that begins with 68 65 6c 6c/],
   ];
-  const pool = new InputPool({ threads: 2, seed: 1, augment, buffers: 1 });
+  const pool = new InputPool({ ...fixed, threads: 2, seed: 1, augment, buffers: 1 });
   t.teardown(() => pool.close());
   for (const [file, message] of bad) {
     const error = await t.throwsAsync(pool.prepare(fileShard([good, file, good])), { instanceOf: BraidError, message });
@@ -135,7 +136,7 @@ test('a colour image among grey ones is refused, a grey one decodes to one chann
 });
 
 test('with every buffer taken the next shard waits for a release, in the order of asking', async (t) => {
-  const pool = new InputPool({ threads: 1, seed: 1, augment: null, buffers: 2 });
+  const pool = new InputPool({ ...fixed, threads: 1, seed: 1, augment: null, buffers: 2 });
   t.teardown(() => pool.close());
   const [first, second] = [await pool.prepare(rawShard(3, 0)), await pool.prepare(rawShard(3, 1))];
   const order: number[] = [];
@@ -161,7 +162,7 @@ test('with every buffer taken the next shard waits for a release, in the order o
 });
 
 test('images lie on shared memory that begins on a 64-byte boundary, and buffers grow to the largest shard', async (t) => {
-  const pool = new InputPool({ threads: 1, seed: 1, augment: null, buffers: 1 });
+  const pool = new InputPool({ ...fixed, threads: 1, seed: 1, augment: null, buffers: 1 });
   t.teardown(() => pool.close());
   for (const samples of [2, 900, 5]) {
     const ready = await pool.prepare(rawShard(samples));
@@ -175,14 +176,14 @@ test('images lie on shared memory that begins on a 64-byte boundary, and buffers
 });
 
 test('closing ends the threads and everything that waits, and may be done twice', async (t) => {
-  const pool = new InputPool({ threads: 2, seed: 1, augment, buffers: 1 });
+  const pool = new InputPool({ ...fixed, threads: 2, seed: 1, augment, buffers: 1 });
   await pool.prepare(rawShard(3));
   const waiting = pool.prepare(rawShard(3, 1));
   const refused = t.throwsAsync(waiting, { instanceOf: BraidError, code: 'CANCELLED' });
   await Promise.all([pool.close(), pool.close()]);
   await refused;
   await t.throwsAsync(pool.prepare(rawShard(3, 2)), { instanceOf: BraidError, code: 'CANCELLED' });
-  const busy = new InputPool({ threads: 1, seed: 1, augment, buffers: 1 });
+  const busy = new InputPool({ ...fixed, threads: 1, seed: 1, augment, buffers: 1 });
   const running = t.throwsAsync(busy.prepare(rawShard(2000)), { instanceOf: BraidError, code: 'CANCELLED' });
   await busy.close();
   await running;

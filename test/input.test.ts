@@ -22,6 +22,7 @@ test('CIFAR-10 rows come in file order, with label, planes and place', async (t)
   t.is(train.classes, 10);
   t.deepEqual(train.image, { height: 32, width: 32, channels: 3 });
   t.is(train.encoding, 'raw-chw');
+  t.is(train.recordBytes, 3072);
   t.deepEqual(
     [0, 1, 2].map((i) => [train.read(i).label, train.read(i).bytes.length, train.read(i).bytes[0]]),
     [
@@ -101,6 +102,7 @@ test('idx files are read plain and gzipped alike', async (t) => {
     t.is(train.length, 2);
     t.deepEqual(train.image, { height: 2, width: 3, channels: 1 });
     t.is(train.encoding, 'raw-hwc');
+    t.is(train.recordBytes, 6);
     t.deepEqual([...train.read(1).bytes], [6, 7, 8, 9, 10, 11]);
     t.is(train.read(1).label, 1);
     const held = await openDataset(data, 'test');
@@ -203,6 +205,27 @@ test('an image of another size, not an image, truncated or nested too deep is re
   put(folder, 'images.tar', tar({ 'cat/deep/0.png': png(4, 5, 1) }));
   const data = recipe({ format: 'folder', path: join(folder, 'images.tar'), testPath: 'unused' });
   await refused(t, data, 'train', ['cat/deep/0.png: found an image two folders deep']);
+});
+
+test('with data.resizedCrop images may be of any size: all are seen at one, and the largest file is known', async (t) => {
+  const folder = temporary(t);
+  const files = { 'cat/0.jpg': jpeg(40, 50, 20), 'cat/1.png': png(1, 300, 9, true), 'ant/2.jpg': jpeg(90, 7, 3, true) };
+  for (const [name, bytes] of Object.entries(files)) put(folder, `images/${name}`, bytes);
+  put(folder, 'images.tar', tar(files));
+  const largest = Math.max(...Object.values(files).map(({ length }) => length));
+  for (const path of ['images', 'images.tar']) {
+    const where = { path: join(folder, path), testPath: join(folder, path) };
+    const resizedCrop = { size: 24, evaluationResize: 32 };
+    const data = recipe({ format: 'folder', ...where, augment: { pad: 0 }, resizedCrop });
+    for (const split of ['train', 'test'] as const) {
+      const dataset = await openDataset(data, split);
+      t.deepEqual(dataset.image, { height: 24, width: 24, channels: 3 });
+      t.is(dataset.recordBytes, largest);
+      dataset.close();
+    }
+    const rigid = recipe({ format: 'folder', ...where });
+    await refused(t, rigid, 'train', ['cat/0.jpg: found 40x50 pixels, expected 90x7', 'Set data.resizedCrop']);
+  }
 });
 
 test('class folders that are missing, empty, too many or not the same in both splits are refused', async (t) => {

@@ -23,10 +23,12 @@ const ARROWS: Record<string, string[]> = {
 /** Which folders may import the packages whose names start so. */
 const PACKAGES: Record<string, string[]> = {
   '@tensorflow/': ['nn'],
+  '@aws-sdk/': ['coordinator'],
+  '@peculiar/': ['cli'],
   '@grpc/': ['proto', 'coordinator', 'worker'],
   protobufjs: ['proto', 'nn'],
   piscina: ['worker'],
-  'prom-client': ['core', 'coordinator'],
+  'prom-client': ['core'],
 };
 
 interface Import {

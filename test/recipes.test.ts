@@ -40,6 +40,7 @@ function rowOf(recipe: Recipe): string[] {
 function networkName(branch: Branch): string {
   switch (branch.network) {
     case 'resnet':
+    case 'imagenet-resnet':
       return `ResNet-${branch.depth}`;
     case 'wrn':
       return `WRN-${branch.depth}-${branch.widen}`;

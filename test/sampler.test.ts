@@ -1,7 +1,7 @@
 import test from 'ava';
 import fc from 'fast-check';
 import { BraidError } from '../core/errors.ts';
-import { batchOf, distinctShardSizes, shardSizes, stepsPerEpoch } from '../core/sampler.ts';
+import { batchOf, distinctShardSizes, shardBounds, shardSizes, stepsPerEpoch } from '../core/sampler.ts';
 
 const sizes = fc.record({
   samples: fc.integer({ min: 1, max: 400 }),
@@ -82,6 +82,11 @@ test('shards cover the batch, differ by at most one, larger first', (t) => {
         shards,
         [...shards].sort((a, b) => b - a),
       );
+      let end = 0;
+      for (const [replica, size] of shards.entries()) {
+        t.deepEqual(shardBounds(samples, replicas, replica), [end, end + size]);
+        end += size;
+      }
     }),
   );
   t.throws(() => shardSizes(3, 4), { code: 'INVALID_RECIPE', message: /3 samples .* 4 replicas/ });

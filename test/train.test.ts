@@ -48,8 +48,6 @@ function recipeIn(folder: Folder, { training, cluster, ...changes }: Changes = {
 
 const runsOf = (folder: Folder) => ['--runs', join(folder.path, 'runs')];
 const checkpointOf = (run: string, step: number) => join(run, 'checkpoints', `step-${String(step).padStart(8, '0')}`);
-const everything = (folder: string) =>
-  ['model', 'optimizer'].map((file) => readTensors(join(folder, `${file}.safetensors`)));
 /** A run's own temporary files: none may be left. */
 function temporaryOf(folder: Folder) {
   const temporary = join(folder.path, 'tmp');
@@ -126,26 +124,6 @@ for (const [name, changes] of Object.entries(updates)) {
   });
 }
 
-for (const cluster of [
-  { placement: 'together', replicas: 2 },
-  { placement: 'split', replicas: 2 },
-]) {
-  test.serial(
-    `${cluster.placement}: stopped and resumed in mid-epoch, a run ends bit for bit as it would have`,
-    async (t) => {
-      await using folder = temporaryFolder();
-      const recipe = recipeIn(folder, { cluster });
-      const whole = await trainProcess([recipe, '--runs', join(folder.path, 'whole')]);
-      t.is(whole.code, 0, whole.output);
-      const first = await trainProcess([recipe, ...runsOf(folder), '--set', 'training.maxSteps=3']);
-      t.is(first.code, 0, first.output);
-      const second = await trainProcess([recipe, ...runsOf(folder), '--resume']);
-      t.is(second.code, 0, second.output);
-      t.deepEqual(everything(checkpointOf(second.run, 8)), everything(checkpointOf(whole.run, 8)));
-    },
-  );
-}
-
 test.serial('both placements train the same networks', async (t) => {
   await using folder = temporaryFolder();
   const results = [];
@@ -194,20 +172,25 @@ test.serial('kill -9 of the parent leaves no worker and no socket', async (t) =>
   t.deepEqual(left(), []);
 });
 
-test.serial('a killed worker is named, and the run ends with nothing left behind', async (t) => {
-  await using folder = temporaryFolder();
-  const { temporary, left } = temporaryOf(folder);
-  const training = new TrainProcess([recipeIn(folder, { training: { epochs: 5000 } }), ...runsOf(folder)], {
-    temporary,
-  });
-  await training.printed(/step \d+\/\d+/);
-  process.kill(training.workers[1]!, 'SIGKILL');
-  const { code, output } = await training.ended();
-  t.is(code, 1);
-  t.regex(output, new RegExp(`worker 1 \\(.*pid ${training.workers[1]}\\)`));
-  await allGone(training.workers);
-  t.deepEqual(left(), []);
-});
+test.serial(
+  'a killed worker is named and started again, SIGTERM ends the run as one to go on with, and nothing is left',
+  async (t) => {
+    await using folder = temporaryFolder();
+    const { temporary, left } = temporaryOf(folder);
+    const training = new TrainProcess([recipeIn(folder, { training: { epochs: 5000 } }), ...runsOf(folder)], {
+      temporary,
+    });
+    await training.printed(/step \d+\/\d+/);
+    process.kill(training.workers[1]!, 'SIGKILL');
+    await training.printed(/generation 2: 2 worker/);
+    training.child.kill('SIGTERM');
+    const { code, output } = await training.ended();
+    t.is(code, 75, output);
+    t.regex(output, new RegExp(`disturbed .*worker 1 \\(.*pid ${training.workers[1]}\\)`));
+    await allGone(training.workers);
+    t.deepEqual(left(), []);
+  },
+);
 
 test.serial('coordinator and workers started by hand train over TCP', async (t) => {
   await using folder = temporaryFolder();

@@ -14,7 +14,14 @@ import { type Connection, connect } from '../proto/calls.ts';
 import { listen, serverOptions } from '../proto/channel.ts';
 import { implement } from '../proto/handlers.ts';
 import { coordinatorService, workerService } from '../proto/load.ts';
-import type { JoinRequest, PrepareRequest, ShardsRequest, StepRequest, WorkerService } from '../proto/messages.ts';
+import type {
+  JoinRequest,
+  PrepareRequest,
+  PrepareResponse,
+  ShardsRequest,
+  StepRequest,
+  WorkerService,
+} from '../proto/messages.ts';
 import { collect, parts } from '../proto/parts.ts';
 import { VERSION } from '../proto/version.ts';
 import { runWorker } from '../worker/worker.ts';
@@ -22,6 +29,7 @@ import { runWorker } from '../worker/worker.ts';
 const never = new AbortController().signal;
 const call = { signal: never };
 const RUN = 'test-run';
+const SECRET = 'known-to-this-run-alone';
 const STATE = 8; // f32 elements, a weight each
 const STEPS = 12;
 const TEST_SAMPLES = 7;
@@ -55,6 +63,11 @@ function shard(split: string, step: number, replica: number): EncodedShard {
     labels: sampleIds.map((id) => id % 3),
     records: Array.from(sampleIds, (id) => new Uint8Array(4).fill(id)),
   };
+}
+
+function firstSample({ sampleIds, labels, records, ...shard }: EncodedShard): EncodedShard {
+  const first = { sampleIds: sampleIds.slice(0, 1), labels: labels.slice(0, 1), records: records.slice(0, 1) };
+  return { ...shard, ...first };
 }
 
 /** Its gradient is the sum of the images' first pixels in every element, its outputs the pixels themselves. */
@@ -171,7 +184,7 @@ async function world(options: WorldOptions): Promise<World> {
     async *join(request, { signal }) {
       if (refuse !== undefined) throw refuse;
       const rank = joins.push(request) - 1;
-      yield { run: RUN, rank };
+      yield { run: RUN, member: rank, secret: SECRET };
       arrived[rank]!.resolve();
       await new Promise<void>((resolve) => {
         signal.addEventListener('abort', () => resolve());
@@ -180,6 +193,10 @@ async function world(options: WorldOptions): Promise<World> {
       });
       if (over.signal.reason instanceof BraidError) throw over.signal.reason;
     },
+    async leave() {
+      return {};
+    },
+    watch: () => Promise.reject(new BraidError('INTERNAL', 'nobody watches')),
     async *shards(request) {
       asked.push(request);
       const { split, replica, firstStep, run, generation } = request;
@@ -198,6 +215,7 @@ async function world(options: WorldOptions): Promise<World> {
     const life = runWorker({
       coordinator,
       threads: 1,
+      rejoinSeconds: 1,
       signal: options.signal ?? never,
       log: silentLog,
       openDevice: async (deviceOptions) => {
@@ -216,7 +234,7 @@ async function world(options: WorldOptions): Promise<World> {
       throw error;
     }
     const joined = joins[rank]!;
-    const worker = connect(workerService, joined.address, { peer: `worker ${rank}` });
+    const worker = connect(workerService, joined.address, { peer: `worker ${rank}`, secret: () => SECRET });
     members.push({ joined, worker, life, device: null as unknown as FakeDevice });
   }
   const all = (each: (member: Member, rank: number) => Promise<unknown>) => Promise.all(members.map(each));
@@ -228,13 +246,13 @@ async function world(options: WorldOptions): Promise<World> {
         const ranks = members.map((_, i) => i);
         const groups = branches
           ? [
-              { segment: 'trunk', ranks },
-              { segment: 'branch', ranks: [rank] },
+              { segment: 'trunk', ranks, topology: 'TOPOLOGY_MESH' as const },
+              { segment: 'branch', ranks: [rank], topology: 'TOPOLOGY_MESH' as const },
             ]
-          : [{ segment: 'all', ranks }];
+          : [{ segment: 'all', ranks, topology: 'TOPOLOGY_MESH' as const }];
         const request = {
           ...{ run: RUN, generation: 1, recipe: JSON.stringify(recipe), rank, replica: branches ? 0 : rank, groups },
-          ...{ height: 2, width: 2, channels: 1, classes: 3, shardSizes: [2] },
+          ...{ height: 2, width: 2, channels: 1, classes: 3, shardSizes: [2], recordBytes: 64 },
           ...(branches ? { branch: rank } : {}),
           exchangeAddresses: members.map(({ joined }) => joined.exchangeAddress),
           ...changes(rank),
@@ -298,7 +316,9 @@ serial(
         t.true(sentBytes >= STATE * 4 && receivedBytes === sentBytes);
       }
       await Promise.all(
-        w.members.map(({ worker }) => worker.commit({ ...stamp(step), learningRate: 0.125, last: true }, call)),
+        w.members.map(({ worker }) =>
+          worker.commit({ ...stamp(step), learningRate: 0.125, last: true, round: 0, skip: false }, call),
+        ),
       );
       expected -= 0.125 * gradient;
     }
@@ -329,15 +349,12 @@ serial('a step that was not committed can begin again, with the same shard and t
   await worker.reduce(stamp(3), call);
   t.deepEqual((await worker.compute(compute(3), call)).losses, first.losses);
   t.deepEqual(device.state, new Float32Array(STATE));
-  await t.throwsAsync(worker.commit({ ...stamp(3), learningRate: 1, last: true }, call), {
+  await t.throwsAsync(worker.commit({ ...stamp(3), learningRate: 1, last: true, round: 0, skip: false }, call), {
     code: 'PROTOCOL',
     message: /\(computed\)/,
   });
   await worker.reduce(stamp(3), call);
-  await worker.commit({ ...stamp(3), learningRate: 1, last: true }, call);
-  await t.throwsAsync(worker.commit({ ...stamp(3), learningRate: 1, last: true }, call), {
-    message: /commit of step 3, but .* at step 4/,
-  });
+  await worker.commit({ ...stamp(3), learningRate: 1, last: true, round: 0, skip: false }, call);
   t.is((await worker.compute(compute(4), call)).losses[0], 8 * 4 + 1);
 });
 
@@ -355,7 +372,7 @@ serial('a call out of order, of another step, generation or run is refused befor
   const ran = device.ran.length;
   await t.throwsAsync(worker.compute(compute(0), call), {
     code: 'STALE_GENERATION',
-    message: /generation 1, worker 0 is in 2/,
+    message: /generation 1, the worker is in 2/,
   });
   await t.throwsAsync(worker.compute({ ...now, generation: 3 }, call), { code: 'STALE_GENERATION' });
   await t.throwsAsync(worker.compute({ ...now, run: 'other' }, call), { code: 'VERSION_MISMATCH' });
@@ -364,7 +381,9 @@ serial('a call out of order, of another step, generation or run is refused befor
     message: /compute of step 1.*at step 0/,
   });
   await t.throwsAsync(worker.reduce(stamp(0, 2), call), { code: 'PROTOCOL', message: /\(begun\)/ });
-  await t.throwsAsync(worker.commit({ ...stamp(0, 2), learningRate: 1, last: true }, call), { code: 'PROTOCOL' });
+  await t.throwsAsync(worker.commit({ ...stamp(0, 2), learningRate: 1, last: true, round: 0, skip: false }, call), {
+    code: 'PROTOCOL',
+  });
   await t.throwsAsync(worker.stop({ ...stamp(0), run: 'other' }, call), { code: 'VERSION_MISMATCH' });
   await t.throwsAsync(worker.writeState(parts(stamp(0, 2), new Uint8Array(8)), call), {
     message: /state of 8 bytes, .* 32/,
@@ -389,24 +408,48 @@ serial('Prepare with a bad recipe or groups that the program lacks is refused, a
   const bad = (generation: number, changes: Partial<PrepareRequest>) => w.prepare(() => ({ generation, ...changes }));
   const broken = JSON.stringify({ ...recipe, trunk: 'sideways' });
   await t.throwsAsync(bad(1, { recipe: broken }), { code: 'INVALID_RECIPE', message: /trunk/ });
-  await t.throwsAsync(bad(2, { groups: [{ segment: 'trunk', ranks: [0] }] }), {
+  await t.throwsAsync(bad(2, { groups: [{ segment: 'trunk', ranks: [0], topology: 'TOPOLOGY_MESH' }] }), {
     code: 'PROTOCOL',
     message: /trunk, the program has all/,
   });
-  t.true(w.members[0]!.device.closed);
   await bad(3, {});
   t.false(w.members[0]!.device.closed);
 });
 
-serial('a new generation closes the device of the one before, and needs a state of its own', async (t) => {
-  await using w = await world({ workers: 2 });
+serial(
+  'a new generation goes on with the state of the one before, on the same device where the program is the same',
+  async (t) => {
+    await using w = await world({ workers: 2 });
+    await w.prepare();
+    await w.write(3, new Float32Array(STATE).fill(7));
+    const { worker, device } = w.members[0]!;
+    t.is((await worker.status({ run: RUN }, call)).step, 3);
+    const held = async (changes: Partial<PrepareRequest>) =>
+      ((await w.prepare(() => changes)) as PrepareResponse[])[0]!.held;
+    t.deepEqual(await held({ generation: 2 }), { step: 3, round: 0 });
+    t.is(w.members[0]!.device, device);
+    t.deepEqual(await held({ generation: 3, shardSizes: [2, 4] }), { step: 3, round: 0 });
+    t.true(device.closed);
+    t.deepEqual(Array.from(w.members[0]!.device.state), Array(STATE).fill(7));
+    t.is((await worker.compute({ ...compute(3), generation: 3 }, call)).losses[0], 8 * 3 + 1);
+  },
+);
+
+serial('a commit that is asked for twice is done once', async (t) => {
+  await using w = await world({ workers: 1 });
   await w.prepare();
   await w.write(0);
-  const before = w.members.map(({ device }) => device);
-  await w.prepare(() => ({ generation: 2 }));
-  t.true(before.every(({ closed }) => closed));
-  const { worker } = w.members[0]!;
-  await t.throwsAsync(worker.compute({ ...compute(0), generation: 2 }, call), { message: /no state yet/ });
+  const { worker, device } = w.members[0]!;
+  await worker.compute(compute(0), call);
+  await worker.reduce(stamp(0), call);
+  const commit = { ...stamp(0), learningRate: 1, last: true, round: 0, skip: false };
+  await worker.commit(commit, call);
+  const state = Array.from(device.state);
+  await worker.commit(commit, call);
+  t.deepEqual(Array.from(device.state), state);
+  await worker.commit({ ...commit, step: 1, skip: true }, call);
+  t.deepEqual(Array.from(device.state), state);
+  t.is((await worker.status({ run: RUN }, call)).step, 2);
 });
 
 serial('evaluation sees every test shard, the last one padded with labels of -1, each time anew', async (t) => {
@@ -456,7 +499,9 @@ serial(
     });
     await Promise.all(w.members.map((m, rank) => m.worker.backward(cotangents(0, [rank, 2]), call)));
     await Promise.all(w.members.map((m) => m.worker.reduce(stamp(0), call)));
-    await Promise.all(w.members.map((m) => m.worker.commit({ ...stamp(0), learningRate: 1, last: true }, call)));
+    await Promise.all(
+      w.members.map((m) => m.worker.commit({ ...stamp(0), learningRate: 1, last: true, round: 0, skip: false }, call)),
+    );
     t.deepEqual(Array.from(w.members[0]!.device.state), [-5, -5, -5, -5, -5, -2, -2, -2]);
     t.deepEqual(Array.from(w.members[1]!.device.state), [-5, -5, -5, -5, -5, -3, -3, -3]);
     // Evaluation batches may be asked for again, or from the middle.
@@ -474,14 +519,18 @@ serial('a commit that fails leaves a worker without a state, not with half an up
   await worker.compute(compute(0), call);
   await worker.reduce(stamp(0), call);
   device.fails = 'apply';
-  await t.throwsAsync(worker.commit({ ...stamp(0), learningRate: 1, last: true }, call), { code: 'DEVICE' });
-  await t.throwsAsync(worker.commit({ ...stamp(0), learningRate: 1, last: true }, call), { message: /no state yet/ });
+  await t.throwsAsync(worker.commit({ ...stamp(0), learningRate: 1, last: true, round: 0, skip: false }, call), {
+    code: 'DEVICE',
+  });
+  await t.throwsAsync(worker.commit({ ...stamp(0), learningRate: 1, last: true, round: 0, skip: false }, call), {
+    message: /no state yet/,
+  });
   await w.write(0);
   t.is((await worker.compute(compute(0), call)).losses[0], 1);
 });
 
 for (const [promise, distort, message] of [
-  ['of another size', (s: EncodedShard) => ({ ...s, ...shard('SPLIT_TEST', 0, 0) }), /has 4 samples, not 2/],
+  ['of another size', (s: EncodedShard) => firstSample(s), /has 1 samples, not 2/],
   ['of another step', (s: EncodedShard) => ({ ...s, step: s.step + 1 }), /step 1 came, 0 was next/],
   [
     'of other images',
@@ -548,22 +597,25 @@ serial('a worker ends without an error when its Join stream does', async (t) => 
 
 serial('a run that fails tells its workers why', async (t) => {
   await using w = await world({ workers: 1 });
-  w.dismiss(new BraidError('WORKER_LOST', 'worker 3 is gone'));
-  await t.throwsAsync(w.members[0]!.life, { code: 'WORKER_LOST', message: 'worker 3 is gone' });
+  w.dismiss(new BraidError('NON_FINITE', 'the loss is NaN'));
+  await t.throwsAsync(w.members[0]!.life, { code: 'NON_FINITE', message: 'the loss is NaN' });
 });
 
-serial('a worker whose coordinator dies says so and ends, also in the middle of a call', async (t) => {
-  await using w = await world({ workers: 2 });
-  await w.prepare();
-  await w.write(0);
-  await w.members[0]!.worker.compute(compute(0), call);
-  const reducing = t.throwsAsync(w.members[0]!.worker.reduce(stamp(0), call)); // its peer never will
-  w.kill();
-  for (const { life } of w.members) {
-    await t.throwsAsync(life, { code: 'WORKER_LOST', message: /the coordinator at unix:.*has gone/ });
-  }
-  await reducing;
-});
+serial(
+  'a worker whose coordinator dies and does not come back says so and ends, also in the middle of a call',
+  async (t) => {
+    await using w = await world({ workers: 2 });
+    await w.prepare();
+    await w.write(0);
+    await w.members[0]!.worker.compute(compute(0), call);
+    const reducing = t.throwsAsync(w.members[0]!.worker.reduce(stamp(0), call)); // its peer never will
+    w.kill();
+    for (const { life } of w.members) {
+      await t.throwsAsync(life, { code: 'WORKER_LOST', message: /the coordinator at unix:.*has gone/ });
+    }
+    await reducing;
+  },
+);
 
 serial('a worker ends at its signal, with what it was given as the reason', async (t) => {
   const controller = new AbortController();

@@ -1,15 +1,19 @@
 /**
- * What a worker is in one generation: its device with the program of its role, its place in the exchange, its shards.
+ * What a worker is in one generation: its device with the program of its role, its place in the exchange, its shards. The
+ * state of its device outlives the generation: the next post of the same role goes on with it.
  *
  * A step goes compute (or forward, backward) -> reduce -> commit, once for each of its rounds. Until its commit a round has
  * changed nothing, and it may begin again; calls out of that order are refused before any work.
  */
+import { isDeepStrictEqual } from 'node:util';
 import { BraidError } from '../core/errors.ts';
 import { checkRecipe, type Recipe } from '../core/recipe.ts';
+import { shardBytes } from '../input/shard.ts';
 import type { Device, DeviceOptions, Program, Role } from '../nn/device.ts';
 import { applyPhase, trainingPhase } from '../nn/phases.ts';
 import { addScores, readScores, type Score } from '../nn/scores.ts';
 import type {
+  BadSample,
   ClassifierScore,
   CommitRequest,
   ComputeRequest,
@@ -17,8 +21,10 @@ import type {
   ForwardRequest,
   Messages,
   Part,
+  Position,
   PrepareRequest,
   ReduceResponse,
+  ReductionGroup,
   ShardsRequest,
 } from '../proto/messages.ts';
 import { collect } from '../proto/parts.ts';
@@ -28,24 +34,35 @@ import { ShardReader } from './shards.ts';
 
 export interface PostOptions {
   request: PrepareRequest;
+  /** The run's. */
+  secret: string;
   exchange: Exchange;
   threads: number;
   openDevice(options: DeviceOptions): Promise<Device>;
   pullShards(request: ShardsRequest, signal: AbortSignal): Messages<Part>;
   /** Seconds, monotonic. */
   now(): number;
+  /** What this worker was in the generation before; it is over from here on. null: nothing. */
+  before: Post | null;
 }
 
-/** Encoded images are smaller than raw ones, but for a header and for tiny or incompressible files. */
-const ENCODED_SLACK_BYTES = 64 << 10; // a sample
-
 type Progress = 'begun' | 'forward' | 'computed' | 'reduced';
+
+/** What a generation leaves to the next one. */
+interface Legacy {
+  device: Device;
+  /** Of the program that the device runs; one with equal options is the same. */
+  options: DeviceOptions;
+  /** null: the device holds no whole state. */
+  position: Position | null;
+}
 
 export class Post {
   readonly request: PrepareRequest;
   private readonly options: PostOptions;
   private readonly recipe: Recipe;
   private readonly device: Device;
+  private readonly deviceOptions: DeviceOptions;
   private readonly trainPool: InputPool;
   private readonly testPool: InputPool;
   private train: ShardReader | null = null;
@@ -57,39 +74,56 @@ export class Post {
   private batch = 0;
   /** Of the step under way, from compute or forward on. */
   private round = 0;
+  /** Rounds of the step that have been committed. */
+  private committed = 0;
   /** Between forward and backward. */
   private shardWeight = 0;
 
-  private constructor(options: PostOptions, recipe: Recipe, device: Device) {
+  private constructor(options: PostOptions, recipe: Recipe, { device, options: deviceOptions, position }: Legacy) {
     this.options = options;
     this.request = options.request;
     this.recipe = recipe;
     this.device = device;
+    this.deviceOptions = deviceOptions;
     const { inputThreads: threads, prefetch } = recipe.cluster;
     // One buffer is in use by the device while the others fill.
-    const pool = { threads, seed: recipe.seed, buffers: prefetch + 1 };
-    this.trainPool = new InputPool({ ...pool, augment: recipe.data.augment });
-    this.testPool = new InputPool({ ...pool, augment: null });
+    const { augment, resizedCrop } = recipe.data;
+    const pool = { threads, seed: recipe.seed, resizedCrop, buffers: prefetch + 1 };
+    this.trainPool = new InputPool({ ...pool, onBadSample: recipe.data.onBadSample, augment });
+    this.testPool = new InputPool({ ...pool, onBadSample: 'fail', augment: null });
+    if (position !== null) this.goOnFrom(position);
   }
 
-  /** @throws BraidError CAPTURE, DEVICE, or what the exchange fails with; nothing is left open then */
-  static async open(options: PostOptions, signal: AbortSignal): Promise<Post> {
-    const { request, exchange, threads, openDevice } = options;
+  /**
+   * The post, and its exchange on the way to being connected: a peer that never comes takes nothing from the post's state.
+   * @throws BraidError CAPTURE or DEVICE; nothing is left open then
+   */
+  static async open(options: PostOptions, signal: AbortSignal): Promise<{ post: Post; connected: Promise<void> }> {
+    const { request, secret, exchange, threads, before } = options;
     const { height, width, channels, classes, shardSizes } = request;
     const recipe = checkRecipe(JSON.parse(request.recipe), 'the recipe of Prepare');
     const role: Role = request.branch === undefined ? { kind: 'replica' } : { kind: 'branch', branch: request.branch };
-    const device = await openDevice({ recipe, role, image: { height, width, channels }, classes, shardSizes, threads });
-    try {
-      await exchange.connect(exchangePlan(request, device.program), signal);
-      return new Post(options, recipe, device);
-    } catch (error) {
-      await device.close();
-      throw error;
-    }
+    const wanted = { recipe, role, image: { height, width, channels }, classes, shardSizes, threads };
+    const legacy = await inherit(options, wanted, before);
+    const post = new Post(options, recipe, legacy);
+    const connected = (async () =>
+      exchange.connect({ ...exchangePlan(request, post.program, recipe.cluster), secret }, signal))();
+    connected.catch(() => {}); // awaited by whoever has the post
+    return { post, connected };
   }
 
   get program(): Program {
     return this.device.program;
+  }
+
+  /** Where training is on this worker; null while it has no state. */
+  get position(): Position | null {
+    return this.step === null ? null : { step: this.step, round: this.committed };
+  }
+
+  /** Shards that wait, decoded, for the device. */
+  get readyShards(): number {
+    return this.train?.readyShards ?? 0;
   }
 
   /** `together`: forward, method and backward; leaves the gradient in the exchange. */
@@ -141,17 +175,26 @@ export class Post {
     return reduced;
   }
 
-  /** The first line of a round that changes a weight. */
-  async commit({ step, learningRate, last }: CommitRequest): Promise<void> {
-    this.require(step, ['reduced'], 'commit');
+  /** Samples of the step's shard that others stand in for. */
+  async inspect(step: number): Promise<BadSample[]> {
+    const { bad } = await this.trainShard(step);
+    return bad.map(({ place, sampleId: sample, reason }) => ({ place, sample, reason }));
+  }
+
+  /** The first line of a round that changes a weight. One that has been committed already stays as it is. */
+  async commit({ step, round, learningRate, last, skip }: CommitRequest): Promise<void> {
+    const current = this.requireState();
+    if (step < current || (step === current && round < this.committed)) return;
+    this.require(step, skip ? ['begun', 'forward', 'computed', 'reduced'] : ['reduced'], 'commit');
     const { gradientLength } = this.program.rounds[this.round]!;
     this.step = null; // an apply that fails may have changed some weights: only a new state helps then
-    if (gradientLength > 0) {
+    if (gradientLength > 0 && !skip) {
       const gradient = this.options.exchange.reduced.subarray(0, gradientLength);
       await this.device.run(applyPhase(this.round), { gradient, learningRate });
     }
     if (last) this.train!.release(step);
     this.step = last ? step + 1 : step;
+    this.committed = last ? 0 : round + 1;
     this.progress = 'begun';
   }
 
@@ -193,16 +236,30 @@ export class Post {
     const state = floats(bytes, length, 'state');
     this.step = null;
     await this.device.run('write', { state });
+    this.goOnFrom({ step, round: 0 });
+  }
+
+  /** Ends everything but the device, which the next generation may go on with. */
+  async end(): Promise<Legacy> {
+    const { device, deviceOptions: options, position } = this;
+    this.step = null;
     this.train?.close();
-    this.train = this.open('SPLIT_TRAIN', step, this.trainPool);
-    this.step = step;
-    this.progress = 'begun';
+    this.test?.close();
+    await Promise.all([this.trainPool.close(), this.testPool.close()]);
+    return { device, options, position };
   }
 
   async close(): Promise<void> {
+    const { device } = await this.end();
+    await device.close();
+  }
+
+  private goOnFrom({ step, round }: Position): void {
     this.train?.close();
-    this.test?.close();
-    await Promise.all([this.device.close(), this.trainPool.close(), this.testPool.close()]);
+    this.train = this.open('SPLIT_TRAIN', step, this.trainPool);
+    this.step = step;
+    this.committed = round;
+    this.progress = 'begun';
   }
 
   private async forwardTest(batch: number): Promise<Float32Array> {
@@ -222,9 +279,9 @@ export class Post {
   }
 
   private open(split: 'SPLIT_TRAIN' | 'SPLIT_TEST', firstStep: number, pool: InputPool): ShardReader {
-    const { run, generation, replica, height, width, channels, shardSizes } = this.request;
+    const { run, generation, replica, height, width, channels, shardSizes, recordBytes } = this.request;
     const samples = split === 'SPLIT_TRAIN' ? Math.max(...shardSizes) : this.recipe.evaluation.batch;
-    const maxBytes = samples * (height * width * channels + ENCODED_SLACK_BYTES);
+    const maxBytes = shardBytes(samples, recordBytes);
     const request = { run, generation, split, replica, firstStep };
     return new ShardReader({
       run,
@@ -232,6 +289,7 @@ export class Post {
       firstStep,
       image: { height, width, channels },
       maxBytes,
+      maxSamples: samples,
       pool,
       pull: (signal) => this.options.pullShards(request, signal),
     });
@@ -286,19 +344,47 @@ export class Post {
   }
 }
 
-function exchangePlan(request: PrepareRequest, program: Program) {
+/** The device that runs what is wanted, with the state of the generation before where that is of the same run and role. */
+async function inherit(
+  { request, openDevice }: PostOptions,
+  wanted: DeviceOptions,
+  before: Post | null,
+): Promise<Legacy> {
+  const legacy = (await before?.end()) ?? null;
+  if (legacy !== null && before!.request.run !== request.run) legacy.position = null;
+  if (legacy !== null && isDeepStrictEqual(legacy.options, wanted)) return legacy;
+  const kept = legacy?.position != null && isDeepStrictEqual(legacy.options.role, wanted.role);
+  const state = kept ? (await legacy.device.run('read', {}))['state']! : null;
+  await legacy?.device.close();
+  const device = await openDevice(wanted);
+  try {
+    if (state !== null) await device.run('write', { state });
+    return { device, options: wanted, position: kept ? legacy.position : null };
+  } catch (error) {
+    await device.close();
+    throw error;
+  }
+}
+
+function exchangePlan(request: PrepareRequest, program: Program, { wire }: Recipe['cluster']) {
   const { run, generation, rank, exchangeAddresses: addresses, groups } = request;
-  const ranksOf = new Map(groups.map(({ segment, ranks }) => [segment, ranks]));
+  const groupOf = new Map(groups.map(({ segment, ranks, topology }) => [segment, { ranks, topology }]));
   const rounds = program.rounds.map(({ segments }) =>
     segments.map((segment) => {
-      const ranks = ranksOf.get(segment.name);
-      if (ranks !== undefined) return { ...segment, ranks };
-      const planned = [...ranksOf.keys()].join();
+      const group = groupOf.get(segment.name);
+      if (group !== undefined) return { ...segment, ranks: group.ranks, topology: topologyOf(group.topology) };
+      const planned = [...groupOf.keys()].join();
       throw new BraidError('PROTOCOL', `the plan sums the segments ${planned}, the program has ${segment.name}`);
     }),
   );
   const gradientLength = Math.max(...program.rounds.map((round) => round.gradientLength));
-  return { run, generation, rank, addresses, gradientLength, rounds };
+  return { run, generation, rank, addresses, gradientLength, rounds, wire };
+}
+
+function topologyOf(topology: ReductionGroup['topology']): 'mesh' | 'ring' {
+  if (topology === 'TOPOLOGY_MESH') return 'mesh';
+  if (topology === 'TOPOLOGY_RING') return 'ring';
+  throw new BraidError('PROTOCOL', `the plan sums over an unknown topology, ${topology}`);
 }
 
 function floats(bytes: Uint8Array, length: number, what: string): Float32Array {

@@ -1,40 +1,61 @@
 /** The Worker service: thin handlers over the worker's post. */
 import { BraidError } from '../core/errors.ts';
-import type { Messages, Part, PrepareRequest, StepRequest, WorkerService } from '../proto/messages.ts';
+import type { WorkerProgress } from '../core/metrics.ts';
+import type {
+  Messages,
+  Part,
+  PrepareRequest,
+  StatusRequest,
+  StatusResponse,
+  StepRequest,
+  WorkerService,
+} from '../proto/messages.ts';
 import { parts } from '../proto/parts.ts';
+import { requireSoundPrepare } from './bounds.ts';
 import type { Post } from './post.ts';
 
 export interface ServiceOptions {
-  /** The run and rank that joining gave; null before. */
-  joined(): { run: string; rank: number } | null;
-  openPost(request: PrepareRequest, signal: AbortSignal): Promise<Post>;
+  /** The run and member number that joining gave; null before. */
+  joined(): { run: string; member: number } | null;
+  openPost(
+    request: PrepareRequest,
+    before: Post | null,
+    signal: AbortSignal,
+  ): Promise<{ post: Post; connected: Promise<void> }>;
   /** Stop has been asked for. */
   onStop(): void;
+  /** Seconds, monotonic. */
+  now(): number;
 }
 
 export class Service implements WorkerService {
   private readonly options: ServiceOptions;
   private post: Post | null = null;
+  /** Settles when no post is being opened. */
+  private opening: Promise<void> = Promise.resolve();
+  /** The latest generation that this worker was told of. */
+  generation = 0;
+  /** What is being worked on, and since when; null between calls. */
+  private doing: { phase: string; since: number } | null = null;
 
   constructor(options: ServiceOptions) {
     this.options = options;
   }
 
+  get progress(): WorkerProgress {
+    const position = this.post?.position ?? null;
+    const state = this.options.joined() === null ? 'joining' : position === null ? 'waiting' : 'training';
+    return { state, step: position?.step ?? 0, generation: this.generation };
+  }
+
   async prepare(request: PrepareRequest, { signal }: { signal: AbortSignal }) {
-    const joined = this.options.joined();
-    if (joined === null || joined.run !== request.run || joined.rank !== request.rank) {
-      const mine = joined === null ? 'has not joined any run' : `is rank ${joined.rank} of run ${joined.run}`;
-      throw new BraidError(
-        'VERSION_MISMATCH',
-        `Prepare is for rank ${request.rank} of run ${request.run}, this worker ${mine}`,
-      );
-    }
-    if (this.post !== null && request.generation <= this.post.request.generation) throw this.stale(request, this.post);
-    const before = this.post;
-    this.post = null;
-    await before?.close();
-    this.post = await this.options.openPost(request, signal);
-    const { variables, stateLength, rounds, classifiers, outputLengths } = this.post.program;
+    this.requireRun(request.run, 'Prepare');
+    requireSoundPrepare(request);
+    if (request.generation <= this.generation) throw this.stale(request);
+    this.generation = request.generation;
+    const { post, connected } = await this.during('prepare', () => this.succeed(request, signal));
+    await this.during('connect', () => connected);
+    const { variables, stateLength, rounds, classifiers, outputLengths } = post.program;
     const phases = [...request.shardSizes.map((n) => `train@${n}`), 'test'];
     return {
       variables: JSON.stringify(variables),
@@ -46,6 +67,21 @@ export class Service implements WorkerService {
       })),
       classifiers,
       outputLengths: request.branch === undefined ? [] : phases.map((phase) => outputLengths[phase]!),
+      ...(post.position !== null && { held: post.position }),
+    };
+  }
+
+  async status({ run }: StatusRequest): Promise<StatusResponse> {
+    const { member } = this.requireRun(run, 'Status');
+    const { doing, post } = this;
+    return {
+      member,
+      generation: this.generation,
+      step: post?.position?.step ?? 0,
+      phase: doing?.phase ?? '',
+      phaseSeconds: doing === null ? 0 : this.options.now() - doing.since,
+      residentBytes: process.memoryUsage.rss(),
+      readyShards: post?.readyShards ?? 0,
     };
   }
 
@@ -63,39 +99,49 @@ export class Service implements WorkerService {
   }
 
   async compute(request: Parameters<WorkerService['compute']>[0]) {
-    return this.at(request).compute(request);
+    const post = this.at(request);
+    return this.during('compute', () => post.compute(request));
   }
 
   async *forward(request: Parameters<WorkerService['forward']>[0]): AsyncGenerator<Part> {
-    yield* parts(request, bytesOf(await this.at(request).forward(request)));
+    const post = this.at(request);
+    yield* parts(request, bytesOf(await this.during('forward', () => post.forward(request))));
   }
 
   async backward(stream: Messages<Part>) {
-    await this.own().backward(stream);
+    const post = this.own();
+    await this.during('backward', () => post.backward(stream));
     return {};
   }
 
+  async inspect(request: StepRequest) {
+    return { badSamples: await this.at(request).inspect(request.step) };
+  }
+
   async reduce(request: StepRequest, { signal }: { signal: AbortSignal }) {
-    return this.at(request).reduce(request.step, signal);
+    const post = this.at(request);
+    return this.during('reduce', () => post.reduce(request.step, signal));
   }
 
   async commit(request: Parameters<WorkerService['commit']>[0]) {
-    await this.at(request).commit(request);
+    const post = this.at(request);
+    await this.during('commit', () => post.commit(request));
     return {};
   }
 
   async evaluate(request: StepRequest) {
-    return { scores: await this.at(request).evaluate() };
+    const post = this.at(request);
+    return { scores: await this.during('evaluate', () => post.evaluate()) };
   }
 
   async stop({ run }: StepRequest) {
-    const mine = this.options.joined()?.run;
-    if (run !== mine) throw new BraidError('VERSION_MISMATCH', `Stop is for run ${run}, this worker is in ${mine}`);
+    this.requireRun(run, 'Stop');
     this.options.onStop();
     return {};
   }
 
   async close(): Promise<void> {
+    await this.opening;
     await this.post?.close();
   }
 
@@ -108,7 +154,7 @@ export class Service implements WorkerService {
         `this call is for run ${request.run}, worker ${post.request.rank} is in ${post.request.run}`,
       );
     }
-    if (request.generation !== post.request.generation) throw this.stale(request, post);
+    if (request.generation !== this.generation) throw this.stale(request);
     return post;
   }
 
@@ -118,9 +164,43 @@ export class Service implements WorkerService {
     return this.post;
   }
 
-  private stale({ generation }: Pick<StepRequest, 'generation'>, { request }: Post): BraidError {
-    const message = `this call is for generation ${generation}, worker ${request.rank} is in ${request.generation}`;
+  /** The next post, made of the one before: one after another, as a call that was given up may still be at it. */
+  private succeed(request: PrepareRequest, signal: AbortSignal): ReturnType<ServiceOptions['openPost']> {
+    const opening = this.opening.then(async () => {
+      if (request.generation !== this.generation) throw this.stale(request);
+      const before = this.post;
+      this.post = null;
+      const opened = await this.options.openPost(request, before, signal);
+      this.post = opened.post;
+      return opened;
+    });
+    this.opening = opening.then(
+      () => {},
+      () => {},
+    );
+    return opening;
+  }
+
+  private requireRun(run: string, rpc: string): { member: number } {
+    const joined = this.options.joined();
+    if (joined?.run === run) return joined;
+    const mine = joined === null ? 'has not joined any run' : `is in run ${joined.run}`;
+    throw new BraidError('VERSION_MISMATCH', `${rpc} is for run ${run}, this worker ${mine}`);
+  }
+
+  private stale({ generation }: Pick<StepRequest, 'generation'>): BraidError {
+    const message = `this call is for generation ${generation}, the worker is in ${this.generation}`;
     return new BraidError('STALE_GENERATION', message, { remedy: 'Prepare the worker for a later generation.' });
+  }
+
+  private async during<T>(phase: string, work: () => Promise<T>): Promise<T> {
+    const doing = { phase, since: this.options.now() };
+    this.doing = doing;
+    try {
+      return await work();
+    } finally {
+      if (this.doing === doing) this.doing = null;
+    }
   }
 }
 

@@ -12,8 +12,9 @@ export interface ShardSource {
   firstStep: number;
   /** What every image must be. */
   image: ImageShape;
-  /** The largest shard on the wire that is accepted. */
+  /** The largest shard that is accepted: on the wire, and its samples, which are given memory for their images. */
   maxBytes: number;
+  maxSamples: number;
   pool: InputPool;
   /** Opens the stream of shards. */
   pull(signal: AbortSignal): Messages<Part>;
@@ -70,6 +71,11 @@ export class ShardReader {
     }
   }
 
+  /** How many are ready and not released. */
+  get readyShards(): number {
+    return this.ready.size;
+  }
+
   release(step: number): void {
     this.ready.get(step)?.release();
     this.ready.delete(step);
@@ -100,10 +106,16 @@ export class ShardReader {
     }
   }
 
-  private check({ step, image }: EncodedShard): void {
-    const wanted = this.source.image;
+  private check({ step, image, sampleIds: { length: samples } }: EncodedShard): void {
+    const { image: wanted, maxSamples } = this.source;
     const shape = ({ height, width, channels }: ImageShape) => `${height}x${width}x${channels}`;
     if (step !== this.next) throw new BraidError('PROTOCOL', `the shard of step ${step} came, ${this.next} was next`);
+    if (samples > maxSamples) {
+      throw new BraidError(
+        'PROTOCOL',
+        `the shard of step ${step} has ${samples} samples, at most ${maxSamples} are expected`,
+      );
+    }
     if (shape(image) !== shape(wanted)) {
       throw new BraidError('PROTOCOL', `the shard of step ${step} has images of ${shape(image)}, not ${shape(wanted)}`);
     }

@@ -1,19 +1,29 @@
 /**
  * A worker's life: listen, join, do as the coordinator says, leave. The main thread serves and never blocks; TensorFlow
  * has a thread of its own (nn/device.ts), and so have decoding and augmentation (input/pool.ts).
+ *
+ * A coordinator that goes away is waited for: the worker keeps its state and joins again.
  */
 import { mkdtempSync, rmSync } from 'node:fs';
 import { hostname, tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { setTimeout } from 'node:timers/promises';
 import { Server } from '@grpc/grpc-js';
-import { BraidError } from '../core/errors.ts';
+import { asBraidError, BraidError } from '../core/errors.ts';
 import type { Log } from '../core/log.ts';
+import { createWorkerMetrics } from '../core/metrics.ts';
+import { isSecret } from '../core/secret.ts';
+import { serveStatus } from '../core/status-server.ts';
 import { Device, type DeviceOptions, deviceName } from '../nn/device.ts';
+import { guarded } from '../proto/access.ts';
 import { connect } from '../proto/calls.ts';
-import { isUnix, listen, serverOptions } from '../proto/channel.ts';
+import { isUnix, listen, requireUnexposed, warnOfExposure } from '../proto/channel.ts';
 import { implement } from '../proto/handlers.ts';
 import { coordinatorService, workerService } from '../proto/load.ts';
+import type { JoinResponse } from '../proto/messages.ts';
+import type { Tls } from '../proto/tls.ts';
 import { VERSION } from '../proto/version.ts';
+import { requireSoundMembership } from './bounds.ts';
 import { Exchange } from './exchange/exchange.ts';
 import { Post } from './post.ts';
 import { Service } from './service.ts';
@@ -25,9 +35,20 @@ export interface WorkerOptions {
   listen?: string;
   /** Listen also where other machines can connect, unencrypted. */
   insecure?: boolean;
+  /** Who this process is to the coordinator and to other workers, and they to it; null: nothing is encrypted. */
+  tls?: Tls | null;
+  /** What the coordinator asks of who joins. */
+  token?: string | null;
+  /** Where metrics and health are served; null: nowhere. */
+  metrics?: { host: string; port: number } | null;
   /** TensorFlow threads. */
   threads: number;
+  /** Asks the worker to end: it stays until the step under way is done. */
   signal: AbortSignal;
+  /** Ends it at once. */
+  hard?: AbortSignal;
+  /** How long a coordinator that has gone is waited for, seconds; default 600. */
+  rejoinSeconds?: number;
   log: Log;
   /** For tests: another device. */
   openDevice?: (options: DeviceOptions) => Promise<Device>;
@@ -35,48 +56,72 @@ export interface WorkerOptions {
 
 /** How long a coordinator that is not there yet is waited for. */
 const JOIN_TIMEOUT_MS = 120_000;
+const REJOIN_SECONDS = 600;
+/** A coordinator that takes nobody at the moment is asked again this soon. */
+const REJOIN_PAUSE_MS = 500;
+/** How long the step under way may take when this worker has been asked to end. */
+const LEAVE_TIMEOUT_MS = 60_000;
 /** How long the answer to Stop may take to leave. */
 const SHUTDOWN_TIMEOUT_MS = 1_000;
 
 /**
  * Returns when the run is over.
- * @throws BraidError WORKER_LOST when the coordinator has gone, what it refused this worker with, or the signal's reason
+ * @throws BraidError WORKER_LOST when the coordinator has gone and does not come back, what it refused this worker with, or
+ *   the signal's reason
  */
 export async function runWorker(options: WorkerOptions): Promise<void> {
   const { coordinator, signal, log, threads } = options;
+  const hard = options.hard ?? new AbortController().signal;
   await using open = new AsyncDisposableStack();
+  const { tls = null, token = null, insecure = false, metrics = null } = options;
   const { service: serviceAddress, exchange: exchangeAddress } = addresses(options, open);
+  requireUnexposed(serviceAddress, { tls, insecure });
 
-  const exchange = await Exchange.listen(exchangeAddress);
+  const exchange = await Exchange.listen(exchangeAddress, { tls: tls && (() => tls.current()) });
   open.defer(() => exchange.close());
-  const client = connect(coordinatorService, coordinator, { peer: `the coordinator at ${coordinator}` });
+  const client = connect(coordinatorService, coordinator, {
+    peer: `the coordinator at ${coordinator}`,
+    tls,
+    secret: (rpc) => (rpc === 'join' ? token : (joined?.secret ?? null)),
+  });
   open.defer(() => client.close());
 
-  let joined: { run: string; rank: number } | null = null;
+  const now = () => performance.now() / 1000;
+  const rejoinMs = 1000 * (options.rejoinSeconds ?? REJOIN_SECONDS);
+  let joined: JoinResponse | null = null;
   const stopped = new AbortController();
   const service = new Service({
     joined: () => joined,
-    openPost: (request, preparing) =>
+    openPost: (request, before, preparing) =>
       Post.open(
         {
           request,
+          secret: joined!.secret,
+          before,
           exchange,
           threads,
           openDevice: options.openDevice ?? Device.open,
           pullShards: (shards, reading) => client.shards(shards, { signal: reading }),
-          now: () => performance.now() / 1000,
+          now,
         },
         preparing,
       ),
     onStop: () => stopped.abort(),
+    now,
   });
   open.defer(() => service.close());
-  const server = new Server(serverOptions);
+  const server = new Server(guarded((_, shown) => isSecret(shown, joined?.secret ?? null)));
   implement(server, workerService, service);
-  const address = await listen(server, serviceAddress, { insecure: options.insecure ?? false });
+  const address = await listen(server, serviceAddress, { tls, insecure });
   open.defer(() => shutdown(server));
+  warnOfExposure(log, address, tls);
+  if (metrics !== null) {
+    const { registry } = createWorkerMetrics(() => service.progress);
+    const http = await serveStatus({ ...metrics, registry, ready: () => service.progress.state === 'training' });
+    open.defer(http.close);
+    log.info(`metrics on http://${http.address}/metrics`);
+  }
 
-  await client.ready({ signal, timeoutMs: JOIN_TIMEOUT_MS });
   const offer = {
     version: VERSION,
     address,
@@ -86,13 +131,48 @@ export async function runWorker(options: WorkerOptions): Promise<void> {
     threads,
     device: deviceName(),
   };
-  try {
-    for await (const { run, rank } of client.join(offer, { signal: AbortSignal.any([signal, stopped.signal]) })) {
-      joined = { run, rank };
-      log.info(`worker ${rank} of run ${run}`, { address, exchange: exchange.address });
+  const left = new AbortController();
+  if (signal.aborted) void leave();
+  signal.addEventListener('abort', () => void leave());
+  /** Asks to be let go at the next step boundary. */
+  async function leave(): Promise<void> {
+    try {
+      if (joined !== null) await client.leave(joined, { signal: hard, timeoutMs: LEAVE_TIMEOUT_MS });
+    } catch (error) {
+      log.warn(`leaving without the coordinator: ${(error as Error).message}`);
     }
-  } catch (error) {
-    if (!stopped.signal.aborted) throw error;
+    left.abort(signal.reason);
+  }
+
+  const over = AbortSignal.any([hard, stopped.signal, left.signal]);
+  let lost: { error: BraidError; at: number } | null = null;
+  for (;;) {
+    try {
+      const timeoutMs = lost === null ? JOIN_TIMEOUT_MS : Math.max(1, lost.at + rejoinMs - 1000 * now());
+      await client.ready({ signal: over, timeoutMs });
+      for await (const response of client.join({ ...offer, generation: service.generation }, { signal: over })) {
+        requireSoundMembership(response);
+        joined = response;
+        const { run, member } = response;
+        lost = null;
+        log.info(`member ${member} of run ${run}`, { address, exchange: exchange.address });
+      }
+      break;
+    } catch (thrown) {
+      if (stopped.signal.aborted) break;
+      const error = asBraidError(thrown);
+      if (over.aborted || joined === null || error.code !== 'WORKER_LOST') throw error;
+      lost ??= { error, at: 1000 * now() };
+      if (1000 * now() >= lost.at + rejoinMs) {
+        const message = `${lost.error.message}; it did not come back within ${rejoinMs / 1000} s`;
+        throw new BraidError('WORKER_LOST', message, {
+          remedy: 'Start the coordinator again with --resume.',
+          cause: error,
+        });
+      }
+      log.warn(`${error.message}; its state is kept, waiting to join again`);
+      await setTimeout(REJOIN_PAUSE_MS, undefined, { signal: over }).catch(() => {});
+    }
   }
   if (joined === null)
     throw new BraidError('PROTOCOL', `the coordinator at ${coordinator} ended the call without an answer`);
@@ -117,9 +197,7 @@ function addresses({ coordinator, listen: wanted }: WorkerOptions, open: AsyncDi
 
 async function shutdown(server: Server): Promise<void> {
   const { promise, resolve } = Promise.withResolvers<void>();
-  const timer = setTimeout(resolve, SHUTDOWN_TIMEOUT_MS);
   server.tryShutdown(() => resolve());
-  await promise;
-  clearTimeout(timer);
+  await Promise.race([promise, setTimeout(SHUTDOWN_TIMEOUT_MS, undefined, { ref: false })]);
   server.forceShutdown();
 }

@@ -20,7 +20,7 @@ const STAMP = join(VENV, 'ready');
 const MADE_FROM = [REQUIREMENTS, import.meta.filename, join(import.meta.dirname, 'cuda-stand-ins.ts')];
 
 const SMOKE_TEST =
-  'import torch; assert not torch.cuda.is_available(); torch.nn.Conv2d(3, 4, 3)(torch.ones(1, 3, 8, 8))';
+  'import torch, torchvision.io; assert not torch.cuda.is_available(); torch.nn.Conv2d(3, 4, 3)(torch.ones(1, 3, 8, 8))';
 
 /** What the peers run with: no GPU, and their compiled code kept with the venv. */
 export function peerEnvironment(): NodeJS.ProcessEnv {

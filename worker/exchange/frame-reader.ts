@@ -50,7 +50,7 @@ export class FrameReader {
     if (found !== this.announced) {
       throw new BraidError(
         'PROTOCOL',
-        `a gradient frame is refused: the payload at offset ${header.offset} of bucket ${header.bucket} from rank ${header.source} is damaged`,
+        `a gradient frame is refused: the payload at offset ${header.offset} of bucket ${header.bucket} is damaged`,
         { details: { found, announced: this.announced } },
       );
     }

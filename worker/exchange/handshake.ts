@@ -8,6 +8,8 @@ import { FrameReader } from './frame-reader.ts';
 /** Names the reader, and whom it means to read from. */
 export interface Hello {
   run: string;
+  /** The run's: who does not know it is a stranger. */
+  secret: string;
   generation: number;
   rank: number;
   to: number;
@@ -15,7 +17,7 @@ export interface Hello {
 
 const MAX_HELLO_BYTES = 4096; // a run's name and three numbers
 /** Who connects and says nothing, or nothing sensible, is let go after this long. */
-const HELLO_TIMEOUT_MS = 10_000;
+export const HELLO_TIMEOUT_MS = 10_000;
 
 export function hello(from: Hello): Uint8Array {
   return frame('hello', from.generation, from.rank, Buffer.from(JSON.stringify(from)));
@@ -67,16 +69,20 @@ export function refuse(socket: Socket, by: { generation: number; rank: number },
 }
 
 function parseHello(payload: Uint8Array): Hello {
-  const { run, generation, rank, to } = JSON.parse(new TextDecoder().decode(payload));
-  if (typeof run !== 'string' || ![generation, rank, to].every((n) => Number.isSafeInteger(n) && n >= 0)) {
+  const { run, secret, generation, rank, to } = JSON.parse(new TextDecoder().decode(payload));
+  if (
+    typeof run !== 'string' ||
+    typeof secret !== 'string' ||
+    ![generation, rank, to].every((n) => Number.isSafeInteger(n) && n >= 0)
+  ) {
     throw new Error('a hello without its fields');
   }
-  return { run, generation, rank, to };
+  return { run, secret, generation, rank, to };
 }
 
 function frame(phase: Phase, generation: number, source: number, payload: Uint8Array): Uint8Array {
   const header = encodeHeader(
-    { phase, generation, step: 0, bucket: 0, source, offset: 0, length: payload.length },
+    { phase, dtype: 'f32', generation, step: 0, bucket: 0, source, offset: 0, squares: 0, length: payload.length },
     crc32(payload),
   );
   return Buffer.concat([header, payload]);

@@ -4,19 +4,19 @@
  * Bytes go from the kernel to where they belong (`onread`). It reads a header only when the frame that has to come next is
  * known; what a peer sends early waits in the kernel, and slows that peer down.
  */
-import { connect, type Socket } from 'node:net';
 import { crc32 } from 'node:zlib';
 import { asBraidError, BraidError, type ErrorCode } from '../../core/errors.ts';
-import { parseAddress } from './address.ts';
-import { type Header, requireSame } from './frame.ts';
+import { tlsFailure } from '../../proto/tls-failure.ts';
+import { type Announced, type Header, requireSame } from './frame.ts';
 import { FrameReader } from './frame-reader.ts';
 import type { Traffic } from './traffic.ts';
+import { type CurrentPems, type Dialed, dial } from './transport.ts';
 
 /** A refusal is a sentence. */
 const MAX_REFUSAL_BYTES = 4096;
 
 export interface Expected {
-  header: Header;
+  header: Announced;
   /** `header.length` bytes. */
   into: Uint8Array;
 }
@@ -25,6 +25,7 @@ export interface InboundOptions {
   /** Of the peer. */
   rank: number;
   address: string;
+  tls: CurrentPems | null;
   /** Encoded hello. */
   hello: Uint8Array;
   traffic: Traffic;
@@ -35,14 +36,14 @@ export interface InboundOptions {
   /** The frame that has to come next from this peer; null when there is none now: `wake` asks again. */
   next(): Expected | null;
   /** The frame that `next` announced is in place and undamaged. */
-  onFrame(): void;
+  onFrame(header: Header): void;
   /** Once: the socket is unusable, for this reason. */
   onFailure(error: BraidError): void;
 }
 
 export class Inbound {
   private readonly options: InboundOptions;
-  private readonly socket: Socket;
+  private readonly dialed: Dialed;
   private welcomed = false;
   /** True exactly while the socket is paused at a frame's border. */
   private held = false;
@@ -55,44 +56,30 @@ export class Inbound {
     const reader = new FrameReader({
       begin: (header) => this.begin(header),
       checksum: (payload) => (this.welcomed ? options.checksum(payload) : crc32(payload)),
-      end: () => this.end(),
+      end: (header) => this.end(header),
     });
-    this.socket = connect({
-      ...parseAddress(options.address),
-      noDelay: true,
-      onread: {
-        buffer: () => reader.space(),
-        callback: (n) => {
-          options.traffic.receivedBytes += n;
-          try {
-            return reader.advance(n);
-          } catch (error) {
-            this.fail(asBraidError(error));
-            return false;
-          }
-        },
+    this.dialed = dial(options.address, options.tls, {
+      space: () => reader.space(),
+      advance: (n) => {
+        options.traffic.receivedBytes += n;
+        try {
+          return reader.advance(n);
+        } catch (error) {
+          this.fail(this.refused(asBraidError(error)));
+          return false;
+        }
       },
     });
-    this.socket.on('error', (cause) => {
-      this.fail(
-        new BraidError(
-          'WORKER_LOST',
-          `the gradient exchange with rank ${options.rank} at ${options.address} broke: ${cause.message}`,
-          {
-            details: { rank: options.rank },
-            cause,
-          },
-        ),
-      );
-    });
-    this.socket.on('close', () => {
+    const { socket } = this.dialed;
+    socket.on('error', (cause) => this.fail(this.broken(cause)));
+    socket.on('close', () => {
       this.fail(
         new BraidError('WORKER_LOST', `rank ${options.rank} at ${options.address} closed its gradient exchange`, {
           details: { rank: options.rank },
         }),
       );
     });
-    this.socket.write(options.hello);
+    socket.write(options.hello);
   }
 
   /** Something is expected that was not before. */
@@ -101,11 +88,11 @@ export class Inbound {
     this.expected = this.options.next();
     if (this.expected === null) return;
     this.held = false;
-    this.socket.resume();
+    this.dialed.resume();
   }
 
   destroy(): void {
-    this.socket.destroy();
+    this.dialed.socket.destroy();
   }
 
   private begin(header: Header): Uint8Array {
@@ -119,16 +106,14 @@ export class Inbound {
       this.refusal = new Uint8Array(header.length);
       return this.refusal;
     }
-    throw new BraidError(
-      'PROTOCOL',
-      `rank ${this.options.rank} answered a hello with a ${header.phase} frame of ${header.length} bytes`,
-    );
+    const found = `a ${header.phase} frame of ${header.length} bytes`;
+    throw new BraidError('PROTOCOL', `it answered a hello with ${found}`);
   }
 
-  private end(): boolean {
-    if (this.refusal !== null) throw readRefusal(this.refusal, this.options.rank);
+  private end(header: Header): boolean {
+    if (this.refusal !== null) throw readRefusal(this.refusal);
     if (this.welcomed) {
-      this.options.onFrame();
+      this.options.onFrame(header);
     } else {
       this.welcomed = true;
       this.options.onWelcome();
@@ -138,20 +123,35 @@ export class Inbound {
     return !this.held;
   }
 
+  /** The error, with whose bytes these were. */
+  private refused(cause: BraidError): BraidError {
+    const { rank } = this.options;
+    const details = { ...cause.details, rank };
+    return new BraidError(cause.code, `rank ${rank}: ${cause.message}`, { ...cause, details, cause });
+  }
+
+  private broken(cause: Error): BraidError {
+    const { rank, address } = this.options;
+    const where = `the gradient exchange with rank ${rank} at ${address} broke`;
+    const distrust = tlsFailure(cause.message);
+    if (distrust === undefined) {
+      return new BraidError('WORKER_LOST', `${where}: ${cause.message}`, { details: { rank }, cause });
+    }
+    const { what, remedy } = distrust;
+    return new BraidError('UNAUTHORIZED', `${where}: ${what}`, { remedy, details: { rank }, cause });
+  }
+
   private fail(error: BraidError): void {
-    this.socket.destroy();
+    this.dialed.socket.destroy();
     this.options.onFailure(error);
   }
 }
 
-function readRefusal(bytes: Uint8Array, rank: number): BraidError {
+function readRefusal(bytes: Uint8Array): BraidError {
   try {
     const { code, message } = JSON.parse(new TextDecoder().decode(bytes)) as { code: ErrorCode; message: string };
-    return new BraidError(code, `rank ${rank} refuses to exchange gradients: ${message}`, { details: { rank } });
+    return new BraidError(code, `it refuses to exchange gradients: ${message}`);
   } catch (cause) {
-    return new BraidError('PROTOCOL', `rank ${rank} refuses to exchange gradients, without a readable reason`, {
-      details: { rank },
-      cause,
-    });
+    return new BraidError('PROTOCOL', 'it refuses to exchange gradients, without a readable reason', { cause });
   }
 }

@@ -33,29 +33,97 @@
         (local.set $n (i32.sub (local.get $n) (i32.const 1)))
         (br $rest))))
 
+  ;; sum, and the sum of to[i]^2 in f64, in one pass.
+  (func (export "sumAndSquares") (param $to i32) (param $a i32) (param $b i32) (param $n i32) (result f64)
+    (local $blocks i32) (local $v0 v128) (local $v1 v128) (local $v2 v128) (local $v3 v128) (local $x v128)
+    (local $s0 v128) (local $s1 v128) (local $s2 v128) (local $s3 v128) (local $s4 v128) (local $s5 v128) (local $s6 v128) (local $s7 v128) (local $total f64) (local $f f32) (local $g f64)
+    (local.set $blocks (i32.shr_u (local.get $n) (i32.const 4)))
+    (local.set $n (i32.and (local.get $n) (i32.const 15)))
+    (block $vectors_done
+      (loop $vectors
+        (br_if $vectors_done (i32.eqz (local.get $blocks)))
+        (local.set $v0 (f32x4.add (v128.load align=4 (local.get $a)) (v128.load align=4 (local.get $b))))
+        (local.set $v1 (f32x4.add (v128.load offset=16 align=4 (local.get $a)) (v128.load offset=16 align=4 (local.get $b))))
+        (local.set $v2 (f32x4.add (v128.load offset=32 align=4 (local.get $a)) (v128.load offset=32 align=4 (local.get $b))))
+        (local.set $v3 (f32x4.add (v128.load offset=48 align=4 (local.get $a)) (v128.load offset=48 align=4 (local.get $b))))
+        (v128.store align=4 (local.get $to) (local.get $v0))
+        (v128.store offset=16 align=4 (local.get $to) (local.get $v1))
+        (v128.store offset=32 align=4 (local.get $to) (local.get $v2))
+        (v128.store offset=48 align=4 (local.get $to) (local.get $v3))
+        (local.set $x (f64x2.promote_low_f32x4 (local.get $v0)))
+        (local.set $s0 (f64x2.add (local.get $s0) (f64x2.mul (local.get $x) (local.get $x))))
+        (local.set $x (f64x2.promote_low_f32x4 (i8x16.shuffle 8 9 10 11 12 13 14 15 0 1 2 3 4 5 6 7 (local.get $v0) (local.get $v0))))
+        (local.set $s1 (f64x2.add (local.get $s1) (f64x2.mul (local.get $x) (local.get $x))))
+        (local.set $x (f64x2.promote_low_f32x4 (local.get $v1)))
+        (local.set $s2 (f64x2.add (local.get $s2) (f64x2.mul (local.get $x) (local.get $x))))
+        (local.set $x (f64x2.promote_low_f32x4 (i8x16.shuffle 8 9 10 11 12 13 14 15 0 1 2 3 4 5 6 7 (local.get $v1) (local.get $v1))))
+        (local.set $s3 (f64x2.add (local.get $s3) (f64x2.mul (local.get $x) (local.get $x))))
+        (local.set $x (f64x2.promote_low_f32x4 (local.get $v2)))
+        (local.set $s4 (f64x2.add (local.get $s4) (f64x2.mul (local.get $x) (local.get $x))))
+        (local.set $x (f64x2.promote_low_f32x4 (i8x16.shuffle 8 9 10 11 12 13 14 15 0 1 2 3 4 5 6 7 (local.get $v2) (local.get $v2))))
+        (local.set $s5 (f64x2.add (local.get $s5) (f64x2.mul (local.get $x) (local.get $x))))
+        (local.set $x (f64x2.promote_low_f32x4 (local.get $v3)))
+        (local.set $s6 (f64x2.add (local.get $s6) (f64x2.mul (local.get $x) (local.get $x))))
+        (local.set $x (f64x2.promote_low_f32x4 (i8x16.shuffle 8 9 10 11 12 13 14 15 0 1 2 3 4 5 6 7 (local.get $v3) (local.get $v3))))
+        (local.set $s7 (f64x2.add (local.get $s7) (f64x2.mul (local.get $x) (local.get $x))))
+        (local.set $to (i32.add (local.get $to) (i32.const 64)))
+        (local.set $a (i32.add (local.get $a) (i32.const 64)))
+        (local.set $b (i32.add (local.get $b) (i32.const 64)))
+        (local.set $blocks (i32.sub (local.get $blocks) (i32.const 1)))
+        (br $vectors)))
+    (local.set $s0 (f64x2.add (f64x2.add (local.get $s0) (local.get $s1)) (f64x2.add (local.get $s2) (local.get $s3))))
+    (local.set $s4 (f64x2.add (f64x2.add (local.get $s4) (local.get $s5)) (f64x2.add (local.get $s6) (local.get $s7))))
+    (local.set $s0 (f64x2.add (local.get $s0) (local.get $s4)))
+    (local.set $total (f64.add (f64x2.extract_lane 0 (local.get $s0)) (f64x2.extract_lane 1 (local.get $s0))))
+    (block $rest_done
+      (loop $rest
+        (br_if $rest_done (i32.eqz (local.get $n)))
+        (local.set $f (f32.add (f32.load (local.get $a)) (f32.load (local.get $b))))
+        (f32.store (local.get $to) (local.get $f))
+        (local.set $g (f64.promote_f32 (local.get $f)))
+        (local.set $total (f64.add (local.get $total) (f64.mul (local.get $g) (local.get $g))))
+        (local.set $to (i32.add (local.get $to) (i32.const 4)))
+        (local.set $a (i32.add (local.get $a) (i32.const 4)))
+        (local.set $b (i32.add (local.get $b) (i32.const 4)))
+        (local.set $n (i32.sub (local.get $n) (i32.const 1)))
+        (br $rest)))
+    (local.get $total))
+
   ;; Sum of a[i]^2 in f64. Not finite exactly when an a[i] is not: no f32 squared overflows an f64.
   (func (export "sumSquares") (param $a i32) (param $n i32) (result f64)
-    (local $blocks i32) (local $v v128) (local $w v128) (local $x v128)
-    (local $s0 v128) (local $s1 v128) (local $s2 v128) (local $s3 v128) (local $total f64) (local $f f64)
-    (local.set $blocks (i32.shr_u (local.get $n) (i32.const 3)))
-    (local.set $n (i32.and (local.get $n) (i32.const 7)))
+    (local $blocks i32) (local $v v128) (local $x v128)
+    (local $s0 v128) (local $s1 v128) (local $s2 v128) (local $s3 v128) (local $s4 v128) (local $s5 v128) (local $s6 v128) (local $s7 v128) (local $total f64) (local $f f64)
+    (local.set $blocks (i32.shr_u (local.get $n) (i32.const 4)))
+    (local.set $n (i32.and (local.get $n) (i32.const 15)))
     (block $vectors_done
       (loop $vectors
         (br_if $vectors_done (i32.eqz (local.get $blocks)))
         (local.set $v (v128.load align=4 (local.get $a)))
-        (local.set $w (v128.load offset=16 align=4 (local.get $a)))
         (local.set $x (f64x2.promote_low_f32x4 (local.get $v)))
         (local.set $s0 (f64x2.add (local.get $s0) (f64x2.mul (local.get $x) (local.get $x))))
         (local.set $x (f64x2.promote_low_f32x4 (i8x16.shuffle 8 9 10 11 12 13 14 15 0 1 2 3 4 5 6 7 (local.get $v) (local.get $v))))
         (local.set $s1 (f64x2.add (local.get $s1) (f64x2.mul (local.get $x) (local.get $x))))
-        (local.set $x (f64x2.promote_low_f32x4 (local.get $w)))
+        (local.set $v (v128.load offset=16 align=4 (local.get $a)))
+        (local.set $x (f64x2.promote_low_f32x4 (local.get $v)))
         (local.set $s2 (f64x2.add (local.get $s2) (f64x2.mul (local.get $x) (local.get $x))))
-        (local.set $x (f64x2.promote_low_f32x4 (i8x16.shuffle 8 9 10 11 12 13 14 15 0 1 2 3 4 5 6 7 (local.get $w) (local.get $w))))
+        (local.set $x (f64x2.promote_low_f32x4 (i8x16.shuffle 8 9 10 11 12 13 14 15 0 1 2 3 4 5 6 7 (local.get $v) (local.get $v))))
         (local.set $s3 (f64x2.add (local.get $s3) (f64x2.mul (local.get $x) (local.get $x))))
-        (local.set $a (i32.add (local.get $a) (i32.const 32)))
+        (local.set $v (v128.load offset=32 align=4 (local.get $a)))
+        (local.set $x (f64x2.promote_low_f32x4 (local.get $v)))
+        (local.set $s4 (f64x2.add (local.get $s4) (f64x2.mul (local.get $x) (local.get $x))))
+        (local.set $x (f64x2.promote_low_f32x4 (i8x16.shuffle 8 9 10 11 12 13 14 15 0 1 2 3 4 5 6 7 (local.get $v) (local.get $v))))
+        (local.set $s5 (f64x2.add (local.get $s5) (f64x2.mul (local.get $x) (local.get $x))))
+        (local.set $v (v128.load offset=48 align=4 (local.get $a)))
+        (local.set $x (f64x2.promote_low_f32x4 (local.get $v)))
+        (local.set $s6 (f64x2.add (local.get $s6) (f64x2.mul (local.get $x) (local.get $x))))
+        (local.set $x (f64x2.promote_low_f32x4 (i8x16.shuffle 8 9 10 11 12 13 14 15 0 1 2 3 4 5 6 7 (local.get $v) (local.get $v))))
+        (local.set $s7 (f64x2.add (local.get $s7) (f64x2.mul (local.get $x) (local.get $x))))
+        (local.set $a (i32.add (local.get $a) (i32.const 64)))
         (local.set $blocks (i32.sub (local.get $blocks) (i32.const 1)))
         (br $vectors)))
     (local.set $s0 (f64x2.add (f64x2.add (local.get $s0) (local.get $s1)) (f64x2.add (local.get $s2) (local.get $s3))))
+    (local.set $s4 (f64x2.add (f64x2.add (local.get $s4) (local.get $s5)) (f64x2.add (local.get $s6) (local.get $s7))))
+    (local.set $s0 (f64x2.add (local.get $s0) (local.get $s4)))
     (local.set $total (f64.add (f64x2.extract_lane 0 (local.get $s0)) (f64x2.extract_lane 1 (local.get $s0))))
     (block $rest_done
       (loop $rest
@@ -67,9 +135,84 @@
         (br $rest)))
     (local.get $total))
 
-  ;; Mixes 32-bit words in 32 lanes: word i goes to lane i mod 32 as h = (h ^ word) * odd; h ^= h >> 15. Each step is a
-  ;; bijection of h and of the word, so that one damaged word always changes its lane.
-  ;; $a bytes, $blocks of 128 bytes; the lanes are written to $to, 128 bytes.
+  ;; f32 at $a to bf16 at $to, the nearest one, ties to even. NaN stays NaN, and what is above the largest becomes infinite.
+  (func (export "narrow") (param $to i32) (param $a i32) (param $n i32)
+    (local $blocks i32) (local $v v128) (local $w v128) (local $bits i32)
+    (local.set $blocks (i32.shr_u (local.get $n) (i32.const 3)))
+    (local.set $n (i32.and (local.get $n) (i32.const 7)))
+    (block $vectors_done
+      (loop $vectors
+        (br_if $vectors_done (i32.eqz (local.get $blocks)))
+        (local.set $v (v128.load align=4 (local.get $a)))
+        (local.set $w (v128.load offset=16 align=4 (local.get $a)))
+        (v128.store align=2 (local.get $to)
+          (i16x8.narrow_i32x4_u
+            (v128.bitselect
+              (i32x4.shr_u
+                (i32x4.add
+                  (i32x4.add (local.get $v) (v128.const i32x4 0x7fff 0x7fff 0x7fff 0x7fff))
+                  (v128.and (i32x4.shr_u (local.get $v) (i32.const 16)) (v128.const i32x4 1 1 1 1)))
+                (i32.const 16))
+              (v128.or (i32x4.shr_u (local.get $v) (i32.const 16)) (v128.const i32x4 0x40 0x40 0x40 0x40))
+              (f32x4.eq (local.get $v) (local.get $v)))
+            (v128.bitselect
+              (i32x4.shr_u
+                (i32x4.add
+                  (i32x4.add (local.get $w) (v128.const i32x4 0x7fff 0x7fff 0x7fff 0x7fff))
+                  (v128.and (i32x4.shr_u (local.get $w) (i32.const 16)) (v128.const i32x4 1 1 1 1)))
+                (i32.const 16))
+              (v128.or (i32x4.shr_u (local.get $w) (i32.const 16)) (v128.const i32x4 0x40 0x40 0x40 0x40))
+              (f32x4.eq (local.get $w) (local.get $w)))))
+        (local.set $to (i32.add (local.get $to) (i32.const 16)))
+        (local.set $a (i32.add (local.get $a) (i32.const 32)))
+        (local.set $blocks (i32.sub (local.get $blocks) (i32.const 1)))
+        (br $vectors)))
+    (block $rest_done
+      (loop $rest
+        (br_if $rest_done (i32.eqz (local.get $n)))
+        (local.set $bits (i32.load (local.get $a)))
+        (i32.store16 (local.get $to)
+          (select
+            (i32.shr_u
+              (i32.add (i32.add (local.get $bits) (i32.const 0x7fff)) (i32.and (i32.shr_u (local.get $bits) (i32.const 16)) (i32.const 1)))
+              (i32.const 16))
+            (i32.or (i32.shr_u (local.get $bits) (i32.const 16)) (i32.const 0x40))
+            (f32.eq (f32.load (local.get $a)) (f32.load (local.get $a)))))
+        (local.set $to (i32.add (local.get $to) (i32.const 2)))
+        (local.set $a (i32.add (local.get $a) (i32.const 4)))
+        (local.set $n (i32.sub (local.get $n) (i32.const 1)))
+        (br $rest)))
+  )
+
+  ;; bf16 at $a to f32 at $to: the same numbers. $a may be the upper half of the 4 $n bytes at $to: no element is written
+  ;; over before it has been read.
+  (func (export "widen") (param $to i32) (param $a i32) (param $n i32)
+    (local $blocks i32) (local $v v128)
+    (local.set $blocks (i32.shr_u (local.get $n) (i32.const 3)))
+    (local.set $n (i32.and (local.get $n) (i32.const 7)))
+    (block $vectors_done
+      (loop $vectors
+        (br_if $vectors_done (i32.eqz (local.get $blocks)))
+        (local.set $v (v128.load align=2 (local.get $a)))
+        (v128.store align=4 (local.get $to) (i32x4.shl (i32x4.extend_low_i16x8_u (local.get $v)) (i32.const 16)))
+        (v128.store offset=16 align=4 (local.get $to) (i32x4.shl (i32x4.extend_high_i16x8_u (local.get $v)) (i32.const 16)))
+        (local.set $to (i32.add (local.get $to) (i32.const 32)))
+        (local.set $a (i32.add (local.get $a) (i32.const 16)))
+        (local.set $blocks (i32.sub (local.get $blocks) (i32.const 1)))
+        (br $vectors)))
+    (block $rest_done
+      (loop $rest
+        (br_if $rest_done (i32.eqz (local.get $n)))
+        (i32.store (local.get $to) (i32.shl (i32.load16_u (local.get $a)) (i32.const 16)))
+        (local.set $to (i32.add (local.get $to) (i32.const 4)))
+        (local.set $a (i32.add (local.get $a) (i32.const 2)))
+        (local.set $n (i32.sub (local.get $n) (i32.const 1)))
+        (br $rest)))
+  )
+
+  ;; Mixes 32-bit words in 32 lanes: words i and i + 32 of a block go to lane i as h = (h ^ word) * odd; h ^= h >> 15;
+  ;; h += word. Each is a bijection of h and of the word, so that one damaged word always changes its lane.
+  ;; $a bytes, $blocks of 256 bytes; the lanes are written to $to, 128 bytes.
   (func (export "lanes") (param $to i32) (param $a i32) (param $blocks i32)
     (local $odd v128) (local $h0 v128) (local $h1 v128) (local $h2 v128) (local $h3 v128) (local $h4 v128) (local $h5 v128) (local $h6 v128) (local $h7 v128)
     (local.set $odd (v128.const i32x4 0x9e3779b1 0x9e3779b1 0x9e3779b1 0x9e3779b1))
@@ -100,7 +243,15 @@
         (local.set $h5 (v128.xor (local.get $h5) (i32x4.shr_u (local.get $h5) (i32.const 15))))
         (local.set $h6 (v128.xor (local.get $h6) (i32x4.shr_u (local.get $h6) (i32.const 15))))
         (local.set $h7 (v128.xor (local.get $h7) (i32x4.shr_u (local.get $h7) (i32.const 15))))
-        (local.set $a (i32.add (local.get $a) (i32.const 128)))
+        (local.set $h0 (i32x4.add (local.get $h0) (v128.load offset=128 align=4 (local.get $a))))
+        (local.set $h1 (i32x4.add (local.get $h1) (v128.load offset=144 align=4 (local.get $a))))
+        (local.set $h2 (i32x4.add (local.get $h2) (v128.load offset=160 align=4 (local.get $a))))
+        (local.set $h3 (i32x4.add (local.get $h3) (v128.load offset=176 align=4 (local.get $a))))
+        (local.set $h4 (i32x4.add (local.get $h4) (v128.load offset=192 align=4 (local.get $a))))
+        (local.set $h5 (i32x4.add (local.get $h5) (v128.load offset=208 align=4 (local.get $a))))
+        (local.set $h6 (i32x4.add (local.get $h6) (v128.load offset=224 align=4 (local.get $a))))
+        (local.set $h7 (i32x4.add (local.get $h7) (v128.load offset=240 align=4 (local.get $a))))
+        (local.set $a (i32.add (local.get $a) (i32.const 256)))
         (local.set $blocks (i32.sub (local.get $blocks) (i32.const 1)))
         (br $next)))
     (v128.store align=4 (local.get $to) (local.get $h0))

@@ -1,29 +1,11 @@
 /** The sending half of a pair of ranks: frames to one peer, on the socket that the peer opened to receive them. */
 import type { Socket } from 'node:net';
 import { encodeHeader, type Header } from './frame.ts';
-import type { GradientMemory } from './gradient-memory.ts';
+import type { Payload } from './payload.ts';
 import type { Traffic } from './traffic.ts';
 
 /** Frames handed to the socket at once: the next one is ready when one has left, and checksums are not made ahead of need. */
 const FRAMES_IN_FLIGHT = 2;
-
-/** Part of a gradient to send, perhaps to several peers: their checksum is made once, when the first of them needs it. */
-export class Payload {
-  readonly bytes: Uint8Array;
-  private readonly memory: GradientMemory;
-  private made: number | undefined;
-
-  /** @param at byte address in `memory`   @param length bytes */
-  constructor(memory: GradientMemory, at: number, length: number) {
-    this.memory = memory;
-    this.bytes = memory.bytes(at, length);
-  }
-
-  get checksum(): number {
-    this.made ??= this.memory.checksum(this.bytes);
-    return this.made;
-  }
-}
 
 interface Frame {
   header: Header;
@@ -60,13 +42,14 @@ export class Outbound {
     while (this.inFlight < FRAMES_IN_FLIGHT && this.queue.length > 0) {
       const { header, payload, sent } = this.queue.shift()!;
       this.inFlight++;
-      const head = encodeHeader(header, payload.checksum);
+      const { bytes, checksum } = payload.make();
+      const head = encodeHeader(header, checksum);
       this.socket.cork();
       this.socket.write(head);
-      this.socket.write(payload.bytes, (error) => {
+      this.socket.write(bytes, (error) => {
         if (error !== null && error !== undefined) return; // the socket's 'close' says why
         this.inFlight--;
-        this.traffic.sentBytes += head.length + payload.bytes.length;
+        this.traffic.sentBytes += head.length + bytes.length;
         sent();
         this.pump();
       });

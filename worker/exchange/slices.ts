@@ -1,7 +1,10 @@
 /** How a segment of the gradient is cut among the ranks that share it: pure functions, the same on every rank. */
 
-/** The most bytes in one frame: two in flight a peer keep a socket busy, and one stays in a core's cache while it is added. */
-export const CHUNK_BYTES = 1 << 20;
+/**
+ * The most elements in one frame, 1 MiB of f32: smaller ones cost more calls than a cache gives back. At 87 MB between two
+ * ranks, processor time with 64 KiB is 1.4 times that of 1 MiB, with 256 KiB 1.1 times, with 2 MiB the same.
+ */
+export const CHUNK_ELEMENTS = 1 << 18;
 
 /** Slices begin on a cache line. */
 const LINE_ELEMENTS = 16;
@@ -22,9 +25,8 @@ export function slicesOf(length: number, ranks: number): Range[] {
   });
 }
 
-/** A slice in pieces of at most `CHUNK_BYTES`. An empty slice has none. */
-export function chunksOf(slice: Range): Range[] {
-  const most = CHUNK_BYTES / 4;
+/** A slice in pieces of at most `most` elements. An empty slice has none. */
+export function chunksOf(slice: Range, most: number): Range[] {
   return Array.from({ length: Math.ceil(slice.length / most) }, (_, i) => ({
     start: slice.start + i * most,
     length: Math.min(most, slice.length - i * most),

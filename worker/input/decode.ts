@@ -1,8 +1,9 @@
 /** JPEG and PNG files to pixels. Not with TensorFlow: its eager operations are not safe in several threads at once. */
-import turbo from '@julusian/jpeg-turbo';
 import { PNG } from 'pngjs';
 import type { ImageShape } from '../../input/dataset.ts';
-import { readImageHeader } from '../../input/image-header.ts';
+import { type ImageHeader, readImageHeader } from '../../input/image-header.ts';
+import { type Allocate, decodeJpeg, type JpegPart } from './jpeg.ts';
+import type { Rectangle } from './view.ts';
 
 /**
  * Decodes one file of exactly this shape; grey files become colour where the shape has 3 channels.
@@ -10,35 +11,57 @@ import { readImageHeader } from '../../input/image-header.ts';
  * @throws Error saying what is wrong with the file
  */
 export function decodeImage(file: Uint8Array, image: ImageShape, target: Uint8Array): void {
-  const header = readImageHeader(file);
-  if (header === null) throw new Error('a truncated image');
+  const header = headerOf(file);
   if (header.height !== image.height || header.width !== image.width) {
     throw new Error(`an image of ${header.height}x${header.width}, not ${image.height}x${image.width}`);
   }
   if (header.channels > image.channels) throw new Error('a colour image among grey ones');
+  decodeWhole(file, header, image.channels === 1 ? 1 : 3, (bytes) => {
+    if (bytes === target.length) return target;
+    throw new Error(`${bytes} bytes of pixels, not ${target.length}`);
+  });
+}
+
+/** Decodes a file of any size to the end. @throws Error saying what is wrong with it */
+export function checkImage(file: Uint8Array): void {
+  decodeWhole(file, headerOf(file), 3, (bytes) => new Uint8Array(bytes));
+}
+
+function decodeWhole(file: Uint8Array, header: ImageHeader, channels: 1 | 3, allocate: Allocate): void {
+  const wanted = { top: 0, left: 0, height: header.height, width: header.width };
+  decodePart(file, header, { wanted, shrink: 1, channels }, allocate);
+}
+
+/** @throws Error saying what is wrong with the file */
+export function headerOf(file: Uint8Array): ImageHeader {
+  const header = readImageHeader(file);
+  if (header === null) throw new Error('a truncated image');
+  return header;
+}
+
+/**
+ * Decodes a part of a file; `shrink` is for JPEG only.
+ * @param allocate for u8[height, width, channels] of the rectangle that is returned
+ * @returns what was decoded: `wanted` and possibly more around it
+ * @throws Error saying what is wrong with the file
+ */
+export function decodePart(file: Uint8Array, header: ImageHeader, part: JpegPart, allocate: Allocate): Rectangle {
   try {
-    if (header.kind === 'jpeg') decodeJpeg(file, image, target);
-    else decodePng(file, image, target);
+    return header.kind === 'jpeg' ? decodeJpeg(file, part, allocate) : decodePng(file, part, allocate);
   } catch (cause) {
-    const said = (cause as Error).message;
-    // the library says "No error" for what libjpeg calls a warning: bytes that end early or make no sense
-    throw new Error(`a damaged ${header.kind.toUpperCase()}${said === 'No error' ? '' : ` (${said})`}`, { cause });
+    throw new Error(`a damaged ${header.kind.toUpperCase()} (${(cause as Error).message})`, { cause });
   }
 }
 
-function decodeJpeg(file: Uint8Array, { channels }: ImageShape, target: Uint8Array): void {
-  const format = channels === 1 ? turbo.FORMAT_GRAY : turbo.FORMAT_RGB;
-  turbo.decompressSync(asBuffer(file), asBuffer(target), { format });
-}
-
-function decodePng(file: Uint8Array, { height, width, channels }: ImageShape, target: Uint8Array): void {
-  const { data } = PNG.sync.read(asBuffer(file)); // always RGBA; alpha is dropped
-  for (let pixel = 0; pixel < height * width; pixel++) {
-    for (let channel = 0; channel < channels; channel++)
-      target[pixel * channels + channel] = data[pixel * 4 + channel]!;
+function decodePng(file: Uint8Array, { wanted, channels }: JpegPart, allocate: Allocate) {
+  const { data, width } = PNG.sync.read(Buffer.from(file.buffer, file.byteOffset, file.length)); // RGBA; alpha is dropped
+  const target = allocate(wanted.height * wanted.width * channels);
+  let to = 0;
+  for (let y = wanted.top; y < wanted.top + wanted.height; y++) {
+    for (let x = wanted.left; x < wanted.left + wanted.width; x++) {
+      const from = (y * width + x) * 4;
+      for (let channel = 0; channel < channels; channel++) target[to++] = data[from + channel]!;
+    }
   }
-}
-
-function asBuffer(bytes: Uint8Array): Buffer {
-  return Buffer.from(bytes.buffer, bytes.byteOffset, bytes.length);
+  return wanted;
 }

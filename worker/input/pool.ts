@@ -4,17 +4,27 @@
  */
 import { Piscina } from 'piscina';
 import { BraidError } from '../../core/errors.ts';
+import type { ResizedCrop } from '../../core/recipe.ts';
+import { standIns } from '../../core/stand-ins.ts';
 import type { EncodedShard } from '../../input/shard.ts';
 import type { AugmentOptions } from './augment.ts';
+import { CLOSING, newControl, RUNNING } from './control.ts';
 import { alignedSharedBuffer } from './shared-buffer.ts';
 import type { InputFailure, InputTask } from './task.ts';
+
+/** A thread that has not come to its next image by then is stuck. */
+const CLOSE_TIMEOUT_MS = 10_000;
 
 export interface InputPoolOptions {
   /** At least 1. */
   threads: number;
   seed: number;
-  /** null for evaluation: images as they are. */
+  /** null for evaluation: images as they are, or their middle where `resizedCrop` is given. */
   augment: AugmentOptions | null;
+  /** null: all images are of one size. */
+  resizedCrop: ResizedCrop | null;
+  /** What becomes of a sample that cannot be decoded: the shard fails, or another sample of it stands in. */
+  onBadSample: 'fail' | 'skip';
   /** Shards in preparation or in use at a time, at least 1. Memory: each as large as the largest shard, twice. */
   buffers: number;
 }
@@ -25,17 +35,20 @@ export interface ReadyShard {
   images: Uint8Array<SharedArrayBuffer>;
   /** i32[n]. The shard's own: valid for good. */
   labels: Int32Array;
+  /** Samples that others stand in for. */
+  bad: InputFailure[];
   /** Gives the buffer to the next shard. Further calls do nothing. */
   release(): void;
 }
 
 export class InputPool {
   private readonly options: InputPoolOptions;
-  private readonly piscina: Piscina<InputTask, InputFailure>;
+  private readonly piscina: Piscina<InputTask, InputFailure[]>;
   private readonly free: Slot[];
   /** In order of asking; empty whenever a slot is free. */
   private readonly waiting: { resolve(slot: Slot): void; reject(error: BraidError): void }[] = [];
   private closed = false;
+  private readonly control = newControl();
 
   constructor(options: InputPoolOptions) {
     this.options = options;
@@ -53,8 +66,10 @@ export class InputPool {
    */
   async prepare(shard: EncodedShard): Promise<ReadyShard> {
     const slot = await this.take();
+    let bad: InputFailure[];
     try {
-      await this.fill(slot, shard);
+      bad = await this.fill(slot, shard);
+      if (this.closed) throw closedError();
     } catch (error) {
       this.give(slot);
       throw this.closed ? closedError() : error;
@@ -64,19 +79,42 @@ export class InputPool {
       if (!released) this.give(slot);
       released = true;
     };
-    return { step: shard.step, images: slot.images(imageBytesOf(shard)), labels: shard.labels, release };
+    const images = slot.images(imageBytesOf(shard));
+    const labels = shard.labels.slice();
+    const size = images.length / labels.length;
+    for (const [place, other] of standIns(
+      bad.map((failure) => failure.place),
+      labels.length,
+    )) {
+      images.copyWithin(place * size, other * size, (other + 1) * size);
+      labels[place] = labels[other]!;
+    }
+    return { step: shard.step, images, labels, bad, release };
   }
 
-  /** Ends all threads, whatever they do. Shards that are being prepared, or wait, fail with CANCELLED. Idempotent. */
+  /**
+   * Ends all threads, each after the image that it is at: one that is ended inside of native code may take the process with
+   * it. Shards that are being prepared, or wait, fail with CANCELLED. Idempotent.
+   */
   async close(): Promise<void> {
     this.closed = true;
     for (const { reject } of this.waiting.splice(0)) reject(closedError());
+    Atomics.store(this.control, CLOSING, 1);
+    for (let running = this.running; running > 0; running = this.running) {
+      const { value } = Atomics.waitAsync(this.control, RUNNING, running, CLOSE_TIMEOUT_MS);
+      if ((await value) === 'timed-out') break;
+    }
     await this.piscina.destroy();
   }
 
-  private async fill(slot: Slot, shard: EncodedShard): Promise<void> {
+  /** Tasks in a thread. */
+  private get running(): number {
+    return Atomics.load(this.control, RUNNING);
+  }
+
+  private async fill(slot: Slot, shard: EncodedShard): Promise<InputFailure[]> {
     const { encoding, image, epoch, sampleIds, records } = shard;
-    const { seed, augment, threads } = this.options;
+    const { seed, augment, resizedCrop, threads } = this.options;
     const samples = records.length;
     const input = slot.load(sampleIds, records);
     const images = slot.images(imageBytesOf(shard));
@@ -87,6 +125,7 @@ export class InputPool {
       Array.from({ length: chunks }, (_, chunk) =>
         this.piscina.run({
           ...input,
+          control: this.control,
           images,
           samples,
           first: bound(chunk),
@@ -96,13 +135,18 @@ export class InputPool {
           seed,
           epoch,
           augment,
+          resizedCrop,
         }),
       ),
     );
-    for (const result of results) {
+    const bad = results.flatMap((result) => {
       if (result.status === 'rejected') throw result.reason;
-      if (result.value !== null) throw undecodable(shard, result.value);
+      return result.value;
+    });
+    if (bad.length > 0 && (this.options.onBadSample === 'fail' || bad.length === samples)) {
+      throw undecodable(shard, bad[0]!);
     }
+    return bad;
   }
 
   private take(): Promise<Slot> {
@@ -152,7 +196,7 @@ function imageBytesOf({ image, records }: EncodedShard): number {
   return records.length * image.height * image.width * image.channels;
 }
 
-function undecodable({ step, epoch }: EncodedShard, { sampleId, reason }: NonNullable<InputFailure>): BraidError {
+function undecodable({ step, epoch }: EncodedShard, { sampleId, reason }: InputFailure): BraidError {
   return new BraidError('INVALID_DATA', `sample ${sampleId}: found ${reason}, expected an image that decodes`, {
     remedy: '`braid data check <recipe>` decodes every sample and names the files that are damaged.',
     details: { sampleId, step, epoch },

@@ -1,9 +1,14 @@
 /** What a thread of the input pool does: decode and augment some samples of a shard, from shared memory to shared memory. */
+import type { ResizedCrop } from '../../core/recipe.ts';
 import type { Encoding, ImageShape } from '../../input/dataset.ts';
 import { Augmenter, type AugmentOptions, drawCrop } from './augment.ts';
+import { CLOSING, type Control, RUNNING } from './control.ts';
 import { decodeImage } from './decode.ts';
+import { Resizer } from './resize.ts';
+import { drawView, evaluationView, type Size } from './view.ts';
 
 export interface InputTask {
+  control: Control;
   /** i32 sampleIds[n], then u32 bounds[n + 1] of the records in `records`. */
   table: Int32Array<SharedArrayBuffer>;
   records: Uint8Array<SharedArrayBuffer>;
@@ -17,34 +22,77 @@ export interface InputTask {
   image: ImageShape;
   seed: number;
   epoch: number;
-  /** null: images as they are. */
+  /** null: images as they are, or their middle where `resizedCrop` is given. */
   augment: AugmentOptions | null;
+  /** null: all images are of the shape `image`. */
+  resizedCrop: ResizedCrop | null;
 }
 
-/** The first sample that could not be decoded, or null. Not thrown: an error loses its class between threads. */
-export type InputFailure = { sampleId: number; reason: string } | null;
+/** A sample that could not be decoded. Not thrown: an error loses its class between threads, and the others are wanted. */
+export interface InputFailure {
+  /** In the shard. */
+  place: number;
+  sampleId: number;
+  reason: string;
+}
 
-export default function run(task: InputTask): InputFailure {
-  const { table, records, images, samples, encoding, image, seed, epoch, augment } = task;
+export default function run(task: InputTask): InputFailure[] {
+  const { control } = task;
+  Atomics.add(control, RUNNING, 1);
+  try {
+    return prepare(task);
+  } finally {
+    Atomics.sub(control, RUNNING, 1);
+    Atomics.notify(control, RUNNING);
+  }
+}
+
+function prepare(task: InputTask): InputFailure[] {
+  const failures: InputFailure[] = [];
+  const { control, table, records, samples } = task;
+  const write = task.resizedCrop === null ? fixedSize(task) : anySize(task, task.resizedCrop);
+  const imageBytes = task.image.height * task.image.width * task.image.channels;
+  for (let i = task.first; i < task.end && Atomics.load(control, CLOSING) === 0; i++) {
+    const sampleId = table[i]!;
+    try {
+      write(records.subarray(table[samples + i], table[samples + i + 1]), sampleId, i * imageBytes);
+    } catch (error) {
+      failures.push({ place: i, sampleId, reason: (error as Error).message });
+    }
+  }
+  return failures;
+}
+
+/** Brings a record into `images` at an offset. */
+type Write = (record: Uint8Array, sampleId: number, offset: number) => void;
+
+function fixedSize({ images, encoding, image, seed, epoch, augment }: InputTask): Write {
   const augmenter = new Augmenter(image, augment);
   const imageBytes = image.height * image.width * image.channels;
   const decoded = encoding === 'image-file' && augment !== null ? new Uint8Array(imageBytes) : null;
-  for (let i = task.first; i < task.end; i++) {
-    const sampleId = table[i]!;
-    const record = records.subarray(table[samples + i], table[samples + i + 1]);
+  return (record, sampleId, offset) => {
     const crop = augment === null ? undefined : drawCrop(augment, seed, epoch, sampleId);
-    try {
-      if (encoding !== 'image-file') {
-        augmenter.write(record, encoding === 'raw-chw' ? 'chw' : 'hwc', images, i * imageBytes, crop);
-      } else if (decoded === null) {
-        decodeImage(record, image, images.subarray(i * imageBytes, (i + 1) * imageBytes));
-      } else {
-        decodeImage(record, image, decoded);
-        augmenter.write(decoded, 'hwc', images, i * imageBytes, crop);
-      }
-    } catch (error) {
-      return { sampleId, reason: (error as Error).message };
+    if (encoding !== 'image-file') {
+      augmenter.write(record, encoding === 'raw-chw' ? 'chw' : 'hwc', images, offset, crop);
+    } else if (decoded === null) {
+      decodeImage(record, image, images.subarray(offset, offset + imageBytes));
+    } else {
+      decodeImage(record, image, decoded);
+      augmenter.write(decoded, 'hwc', images, offset, crop);
     }
-  }
-  return null;
+  };
+}
+
+/** This thread's: its memory and its compiled code stay from one shard to the next. */
+let resizer: Resizer | undefined;
+
+function anySize({ images, image, seed, epoch, augment }: InputTask, options: ResizedCrop): Write {
+  resizer ??= new Resizer();
+  const thread = resizer;
+  const imageBytes = image.height * image.width * image.channels;
+  return (record, sampleId, offset) => {
+    const viewOf = (size: Size) =>
+      augment === null ? evaluationView(options, size) : drawView(options, augment.flip, seed, epoch, sampleId, size);
+    thread.write(record, viewOf, options.scaledDecode, images.subarray(offset, offset + imageBytes));
+  };
 }

@@ -1,0 +1,59 @@
+/**
+ * Where training is: what has been committed, and what has been decided but perhaps not been done everywhere. Whatever
+ * happens to a generation, the next one goes on from here.
+ */
+import type { Position } from '../proto/messages.ts';
+import type { Update } from './plan.ts';
+import type { StepResult } from './step.ts';
+
+export class Ledger {
+  position: Position;
+  /** All workers have reduced it: it will be committed. null: nothing is on its way. */
+  decided: Update | null = null;
+  private readonly onStep: (update: Update, result: StepResult) => void;
+  /** Of the updates of the step under way. */
+  private results: StepResult[] = [];
+
+  /** @param onStep a whole step has been committed */
+  constructor(position: Position, onStep: (update: Update, result: StepResult) => void) {
+    this.position = position;
+    this.onStep = onStep;
+  }
+
+  decide(update: Update, result: StepResult): void {
+    this.decided = update;
+    this.results.push(result);
+  }
+
+  /** What was decided has been done by whoever is left. */
+  commit(): void {
+    const update = this.decided!;
+    this.decided = null;
+    const { step, round } = this.position;
+    this.position = update.last ? { step: step + 1, round: 0 } : { step, round: round + 1 };
+    if (!update.last) return;
+    const result = together(this.results);
+    this.results = [];
+    this.onStep(update, result);
+  }
+
+  /** Nobody is left who has done it, or training goes on from somewhere else. */
+  goTo(position: Position): void {
+    this.position = position;
+    this.decided = null;
+    this.results = [];
+  }
+}
+
+/** A step's updates as one: each term was some update's, and the totals add up. */
+function together(updates: StepResult[]): StepResult {
+  if (updates.length === 1) return updates[0]!;
+  const losses = Object.assign({}, ...updates.map((update) => update.losses));
+  const sum = (values: number[]) => values.reduce((a, b) => a + b, 0);
+  return {
+    losses: { ...losses, total: sum(updates.map((update) => update.losses.total ?? Number.NaN)) },
+    gradientNorm: Math.hypot(...updates.map((update) => update.gradientNorm)),
+    skipped: sum(updates.map((update) => update.skipped)),
+    bad: updates[0]!.bad, // of one and the same shard
+  };
+}
