@@ -1,6 +1,6 @@
 /**
- * `npm run bench -- [step|cluster|input] [--json] [--rounds N] [--steps N] [--data folder]`: Braid against PyTorch on this
- * machine.
+ * `npm run bench -- [step|cluster|allreduce|input] [--json] [--rounds N] [--steps N] [--data folder]`: Braid against PyTorch
+ * on this machine.
  *
  * Contenders take turns in short rounds and never run at the same time; figures are medians, ratios are braid / peer.
  * Progress goes to stderr, results to stdout: with --json a line each.
@@ -10,19 +10,21 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { parseArgs } from 'node:util';
 import { BraidError, nearest } from '../core/errors.ts';
+import { benchAllreduce } from './allreduce.ts';
 import { benchSplit, benchTogether, prepareCluster } from './cluster.ts';
 import { benchInput, jpegsIn } from './input.ts';
 import { peerPython } from './peers/venv.ts';
 import { asJson, asText, type Comparison } from './report.ts';
 import { benchStep, type Rounds } from './step.ts';
 
-const BENCHES = ['step', 'cluster', 'input'] as const;
+const BENCHES = ['step', 'cluster', 'allreduce', 'input'] as const;
 type Bench = (typeof BENCHES)[number];
 
-/** Enough for a steady median; about four minutes each on two cores, one for `input`. */
+/** Enough for a steady median; about four minutes each on two cores, one for `input` and three for `allreduce`. */
 const DEFAULTS: Record<Bench, Rounds> = {
   step: { rounds: 5, steps: 10 },
   cluster: { rounds: 3, steps: 20 },
+  allreduce: { rounds: 9, steps: 4 },
   input: { rounds: 7, steps: 8 },
 };
 
@@ -49,6 +51,9 @@ export async function bench(argv: string[]): Promise<number> {
     } finally {
       rmSync(folder, { recursive: true });
     }
+  }
+  if (benches.includes('allreduce')) {
+    (await benchAllreduce({ python, say, ...DEFAULTS.allreduce, ...given })).forEach(show);
   }
   if (data !== undefined) {
     (await benchInput({ python, data, say, ...DEFAULTS.input, ...given })).forEach(show);
@@ -101,6 +106,6 @@ function parsed(argv: string[]) {
 
 function wrongFlag(message: string): BraidError {
   return new BraidError('INVALID_RECIPE', `bench: ${message}`, {
-    remedy: 'npm run bench -- [step|cluster|input] [--json] [--rounds N] [--steps N] [--data folder]',
+    remedy: 'npm run bench -- [step|cluster|allreduce|input] [--json] [--rounds N] [--steps N] [--data folder]',
   });
 }

@@ -1,13 +1,14 @@
 /**
- * Times Braid's gradient exchange among processes of this machine, each a rank on a thread of its own.
+ * Times Braid's gradient exchange among processes of this machine, one a rank.
  *
  *     node bench/braid-allreduce.ts --workers 4 --transport unix --bytes 2000000,25000000
  *
- * A step: the gradient is copied from a tensor's memory into the exchange's, reduced, and the sum copied back. The sizes
- * are rounds of one plan. Speaks the protocol of stepper.ts, with `run N ROUND`; times are rank 0's, whom the others keep up with.
+ * A step: the gradient is copied from where a tensor's values would be into the exchange's memory, and summed. The sum is
+ * read where it lies, as TensorFlow reads it. Speaks the protocol of stepper.ts, with `run N I` for N steps of the I-th
+ * size; times are rank 0's, whom the others keep up with.
  */
 import { type ChildProcess, fork } from 'node:child_process';
-import { once } from 'node:events';
+import { on, once } from 'node:events';
 import { mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -20,11 +21,14 @@ const WARM_UP_STEPS = 3;
 const { values } = parseArgs({
   options: {
     workers: { type: 'string', default: '2' },
-    topology: { type: 'string', default: 'mesh' },
     transport: { type: 'string', default: 'unix' },
+    topology: { type: 'string', default: 'mesh' },
+    wire: { type: 'string', default: 'f32' },
     bytes: { type: 'string', default: '25000000' },
   },
 });
+const topology = values.topology === 'ring' ? 'ring' : 'mesh';
+const wire = values.wire === 'bf16' ? 'bf16' : 'f32';
 
 if (process.send === undefined) await lead();
 else await follow();
@@ -33,28 +37,24 @@ else await follow();
 async function lead(): Promise<void> {
   const folder = mkdtempSync(join(tmpdir(), 'braid-allreduce-'));
   const ranks = Array.from({ length: Number(values.workers) }, () => fork(import.meta.filename, process.argv.slice(2)));
+  ranks.forEach((child, rank) => {
+    child.once('exit', (code) => {
+      if (code === 0) return;
+      process.stderr.write(`rank ${rank} ended with ${code}\n`);
+      process.exit(1); // the others end with it
+    });
+  });
   try {
     const listen = (rank: number) => (values.transport === 'unix' ? `unix:${join(folder, `${rank}`)}` : '127.0.0.1:0');
     const addresses = (await ask(ranks, listen)) as string[];
     const lengths = values.bytes.split(',').map((bytes) => Number(bytes) / 4);
     const everyone = ranks.map((_, rank) => rank);
-    await ask(
-      ranks,
-      (rank): ExchangePlan => ({
-        ...{
-          run: 'bench',
-          secret: 'bench',
-          generation: 1,
-          rank,
-          addresses,
-          wire: 'f32',
-          gradientLength: Math.max(...lengths),
-        },
-        rounds: lengths.map((length) => [
-          { name: 'all', offset: 0, length, ranks: everyone, topology: values.topology as 'mesh' },
-        ]),
-      }),
-    );
+    const plan = (rank: number): ExchangePlan => ({
+      ...{ run: 'bench', secret: 'of the bench', generation: 1, rank, addresses, wire },
+      gradientLength: Math.max(...lengths),
+      rounds: lengths.map((length) => [{ name: 'all', offset: 0, length, ranks: everyone, topology }]),
+    });
+    await ask(ranks, plan);
     for (const round of lengths.keys()) await ask(ranks, () => ({ steps: WARM_UP_STEPS, round }));
     process.stdout.write(`${JSON.stringify({ ready: true })}\n`);
     for await (const line of createInterface(process.stdin)) {
@@ -63,33 +63,28 @@ async function lead(): Promise<void> {
       process.stdout.write(`${JSON.stringify({ seconds })}\n`);
     }
   } finally {
-    for (const rank of ranks) rank.disconnect();
+    for (const child of ranks) child.disconnect();
     rmSync(folder, { recursive: true });
   }
 }
 
-/** Says something to every rank. @returns their answers */
-function ask(ranks: ChildProcess[], say: (rank: number) => unknown): Promise<unknown[]> {
+/** Says something to every rank. @returns their answers, by rank */
+function ask(ranks: ChildProcess[], what: (rank: number) => string | object): Promise<unknown[]> {
   return Promise.all(
     ranks.map(async (child, rank) => {
-      const answer = Promise.race([
-        once(child, 'message'),
-        once(child, 'exit').then(() => Promise.reject(new Error(`rank ${rank} died`))),
-      ]);
-      child.send(say(rank) as object);
+      const answer = once(child, 'message');
+      child.send(what(rank));
       return (await answer)[0];
     }),
   );
 }
 
-/** One rank: where to listen, then the plan, then how many steps of which round. */
+/** One rank: is told where to listen, then the plan, then how many steps of which round. */
 async function follow(): Promise<void> {
   const never = new AbortController().signal;
-  const messages = (async function* () {
-    for (;;) yield (await once(process, 'message'))[0];
-  })();
+  const messages: AsyncIterator<unknown[]> = on(process, 'message');
   process.once('disconnect', () => process.exit());
-  const next = async <T>() => (await messages.next()).value as T;
+  const next = async <T>() => (await messages.next()).value[0] as T;
 
   const exchange = await Exchange.listen(await next<string>());
   process.send!(exchange.address);
@@ -98,21 +93,21 @@ async function follow(): Promise<void> {
   process.send!('connected');
 
   const tensor = new Float32Array(plan.gradientLength);
-  const sum = (plan.addresses.length * (plan.addresses.length + 1)) / 2;
+  const ranks = plan.addresses.length;
   for (let step = 0; ; ) {
     const { steps, round } = await next<{ steps: number; round: number }>();
     const { length } = plan.rounds[round]![0]!;
-    const values = tensor.subarray(0, length);
+    const gradient = tensor.subarray(0, length);
     const seconds: number[] = [];
     for (let n = 0; n < steps; n++) {
-      values.fill(plan.rank + 1);
+      gradient.fill(plan.rank + 1);
       const start = performance.now();
-      exchange.gradient.set(values);
+      exchange.gradient.set(gradient);
       await exchange.reduce(step++, round, never);
       seconds.push((performance.now() - start) / 1000);
     }
-    if (exchange.reduced.subarray(0, 999).some((value) => value !== sum))
-      throw new Error(`rank ${plan.rank} has another sum than ${sum}`);
+    const wrong = exchange.reduced.subarray(0, length).findIndex((value) => value !== (ranks * (ranks + 1)) / 2);
+    if (wrong >= 0) throw new Error(`rank ${plan.rank} has ${exchange.reduced[wrong]} at ${wrong}`);
     process.send!(seconds);
   }
 }

@@ -43,10 +43,20 @@ const SECOND_MS = 1000;
 /** Steps that may have been under way, or not yet been told of, when a fault came. */
 const UNDER_WAY = 2;
 
+interface Ended {
+  seed: number;
+  steps: number;
+  wrong: string[];
+  /** Tensors of the final state that the undisturbed run has otherwise. */
+  differing: number;
+  /** The first step whose losses are not those of the undisturbed run; null: none. */
+  parted: number | null;
+}
+
 interface OpenFault extends PlannedFault {
   since: number;
-  /** Survived when more than so many steps are committed; null: it has not come about yet. */
-  step: number | null;
+  /** Survived when more than so many steps are committed. */
+  step: number;
 }
 
 export async function benchSoak({ seconds, seed, signal, say }: SoakOptions): Promise<Measurement> {
@@ -78,6 +88,7 @@ export async function benchSoak({ seconds, seed, signal, say }: SoakOptions): Pr
           : [`the undisturbed run ended with ${calm.signal ?? calm.code}: ${calm.output.slice(-1000)}`]),
       ],
       differing: tensorsThatDiffer(stateAfter(cluster.runFolder, steps), stateAfter(calm.run, steps)),
+      parted: firstOther(cluster.runFolder, calm.run),
     });
   } finally {
     process.off('exit', kill);
@@ -89,8 +100,8 @@ class Soak {
   private readonly audit = new Audit();
   private readonly lives = new Lives();
   private readonly open: OpenFault[] = [];
-  /** By place: what its next calls meet. */
-  private readonly pending = new Map<number, OpenFault>();
+  /** By place: what its next call, or its next shard, meets. */
+  private readonly pending = new Map<number, PlannedFault>();
   private readonly done = Object.fromEntries(KINDS.map((kind) => [kind, { faults: 0, survived: 0 }]));
   private readonly lost: string[] = [];
   private readonly coordinators = new Set<number>();
@@ -131,19 +142,16 @@ class Soak {
         this.sample(cluster);
       }
       if (over && this.open.length === 0 && this.frozen.size === 0) break;
-      if (over || now < due || this.open.length >= MOST_OPEN || !this.allows(next)) continue;
-      this.begin(cluster, next, now);
+      if (over || now < due || this.open.length >= MOST_OPEN) continue;
+      if (this.allows(next)) this.begin(cluster, next);
       next = faults.next().value as PlannedFault;
       due = now + SECOND_MS * next.pauseSeconds;
     }
     this.seconds = (performance.now() - start) / SECOND_MS;
   }
 
-  measurement(
-    cluster: SoakCluster,
-    { seed, steps, wrong, differing }: { seed: number; steps: number; wrong: string[]; differing: number },
-  ): Measurement {
-    const journal = journalSteps(cluster.runFolder);
+  measurement(cluster: SoakCluster, { seed, steps, wrong, differing, parted }: Ended): Measurement {
+    const journal = journalSteps(cluster.runFolder).map(({ step }) => step);
     const missing = steps - new Set(journal).size;
     const outOfPlace = journal.filter((step, i) => i > 0 && step <= journal[i - 1]!).length;
     const sampler = { samples: TRAIN_SAMPLES, batch: BATCH, seed, shuffle: true };
@@ -186,6 +194,7 @@ class Soak {
         ...this.lost,
         ...cluster.fallen,
         ...wrong,
+        ...(parted === null ? [] : [`step ${parted} is the first with other losses than undisturbed`]),
         ...Object.entries(zero).flatMap(([name, value]) => (value === 0 ? [] : [`${name}: ${value}`])),
       ],
     };
@@ -201,22 +210,16 @@ class Soak {
     };
   }
 
-  /** A process that is down already cannot fail once more. */
+  /** Whoever is down, or about to meet something, is left alone. */
   private allows({ kind, place }: PlannedFault): boolean {
     const same = this.open.some((fault) => fault.kind === kind && fault.place === place);
-    return !same && (kind === 'coordinator killed' || !this.frozen.has(place));
+    return !same && (kind === 'coordinator killed' || !(this.frozen.has(place) || this.pending.has(place)));
   }
 
-  private begin(cluster: SoakCluster, planned: PlannedFault, now: number): void {
+  private begin(cluster: SoakCluster, planned: PlannedFault): void {
     const { kind, place, exchange, length } = planned;
-    const fault: OpenFault = { ...planned, since: now, step: this.committed + UNDER_WAY };
-    this.done[kind]!.faults++;
-    this.open.push(fault);
     const proxy = cluster.workers.proxies[place]!;
     const { child } = cluster.workers.processes[place]!;
-    this.say(
-      `soak: ${this.committed} steps, generation ${this.generation}: ${kind}${kind === 'coordinator killed' ? '' : `, place ${place}`}`,
-    );
     switch (kind) {
       case 'coordinator killed':
         cluster.coordinator.child.kill('SIGKILL');
@@ -238,27 +241,30 @@ class Soak {
         break;
       case 'garbage bytes':
         if (exchange) proxy.garbleExchange();
-        else this.await(fault);
+        else this.pending.set(place, planned);
         break;
       case 'delay':
-        this.await(fault);
+        this.pending.set(place, planned);
     }
-  }
-
-  /** It comes about with the next call, or the next shard. */
-  private await(fault: OpenFault): void {
-    fault.step = null;
-    this.pending.set(fault.place, fault);
+    if (this.pending.get(place) !== planned) this.comesAbout(planned, this.committed);
   }
 
   private async meet(place: number, moment: Moment, step: number): Promise<'pass' | 'garble'> {
     const fault = this.pending.get(place);
     if (fault === undefined || (fault.kind === 'garbage bytes' && moment !== 'shards')) return 'pass';
     this.pending.delete(place);
-    fault.step = Math.max(step, this.committed) + UNDER_WAY;
+    this.comesAbout(fault, Math.max(step, this.committed));
     if (fault.kind === 'garbage bytes') return 'garble';
     await setTimeout(fault.length * MOST_DELAY_MS);
     return 'pass';
+  }
+
+  private comesAbout(fault: PlannedFault, step: number): void {
+    const { kind, place } = fault;
+    const who = kind === 'coordinator killed' ? '' : `, place ${place}`;
+    this.say(`soak: ${this.committed} steps, generation ${this.generation}: ${kind}${who}`);
+    this.done[kind]!.faults++;
+    this.open.push({ ...fault, since: performance.now(), step: step + UNDER_WAY });
   }
 
   /** How far the run is, and which faults it has survived. */
@@ -270,7 +276,7 @@ class Soak {
     }
     for (const fault of [...this.open]) {
       const { kind, place, step, since } = fault;
-      const survived = step !== null && seen !== null && seen.step > step;
+      const survived = seen !== null && seen.step > step;
       if (!survived && now < since + SURVIVAL_MS) continue;
       this.open.splice(this.open.indexOf(fault), 1);
       if (survived) this.done[kind]!.survived++;
@@ -323,4 +329,9 @@ function tensorsThatDiffer(a: Map<string, Buffer>, b: Map<string, Buffer>): numb
     const [one, other] = [a.get(name), b.get(name)];
     return one === undefined || other === undefined || !one.equals(other);
   }).length;
+}
+
+function firstOther(run: string, undisturbed: string): number | null {
+  const losses = new Map(journalSteps(undisturbed).map((line) => [line.step, line.losses.total]));
+  return journalSteps(run).find((line) => losses.get(line.step) !== line.losses.total)?.step ?? null;
 }

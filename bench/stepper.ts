@@ -52,8 +52,9 @@ export class Stepper {
     return stepper;
   }
 
-  async run(steps: number): Promise<Answer> {
-    this.child.stdin.write(`run ${steps}\n`);
+  /** @param what of a child that can take steps of several kinds: which */
+  async run(steps: number, what = 0): Promise<Answer> {
+    this.child.stdin.write(`run ${steps} ${what}\n`);
     return (await this.answer()) as Answer;
   }
 

@@ -85,6 +85,7 @@ export class Generations {
         await this.form();
         const path = await train(this.training());
         if (path !== null) return path;
+        this.options.membership.letGo();
       } catch (thrown) {
         await this.recover(asBraidError(thrown));
       }

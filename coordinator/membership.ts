@@ -140,14 +140,18 @@ export class Membership {
     }
   }
 
-  /** A new generation begins, with these members by rank; who has asked to leave is let go. */
+  /** Who has asked to leave may do so: no step is under way. */
+  letGo(): void {
+    for (const { id } of this.leaving) this.members.get(id)!.ending.abort('left');
+  }
+
+  /** A new generation begins, with these members by rank. */
   begin(members: Member[]): { generation: number; seats: Seat[]; lost: AbortSignal } {
     this.latest = Math.max(this.latest, ...this.here.map(({ joined }) => joined.generation)) + 1;
     const seats = members.map((member, rank) => ({ ...member, rank }));
     const loss = new AbortController();
     setMaxListeners(0, loss.signal);
     this.current = { number: this.latest, seats, loss };
-    for (const { id } of this.leaving) this.members.get(id)!.ending.abort('left');
     const gone = seats.find(({ id }) => !this.members.has(id));
     if (gone !== undefined) loss.abort(lossOf(gone, 'its connection ended'));
     return { generation: this.latest, seats, lost: loss.signal };

@@ -192,6 +192,18 @@ test.serial(
   },
 );
 
+test.serial('a worker that is asked to end leaves between two steps, and is followed by another', async (t) => {
+  await using folder = temporaryFolder();
+  const training = new TrainProcess([recipeIn(folder, { training: { epochs: 5000 } }), ...runsOf(folder)]);
+  await training.printed(/step \d+\/\d+/);
+  process.kill(training.workers[1]!, 'SIGTERM');
+  await training.printed(/generation 2: 2 worker/);
+  training.child.kill('SIGINT');
+  const { code, output } = await training.ended();
+  t.is(code, 130, output);
+  t.notRegex(output, /disturbed/);
+});
+
 test.serial('coordinator and workers started by hand train over TCP', async (t) => {
   await using folder = temporaryFolder();
   const argv = [recipeIn(folder), ...runsOf(folder), '--listen', '127.0.0.1:0'];

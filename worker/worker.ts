@@ -77,7 +77,10 @@ export async function runWorker(options: WorkerOptions): Promise<void> {
   const { service: serviceAddress, exchange: exchangeAddress } = addresses(options, open);
   requireUnexposed(serviceAddress, { tls, insecure });
 
-  const exchange = await Exchange.listen(exchangeAddress, { tls: tls && (() => tls.current()) });
+  const exchange = await Exchange.listen(exchangeAddress, {
+    tls: tls && (() => tls.current()),
+    secret: () => joined?.secret ?? null,
+  });
   open.defer(() => exchange.close());
   const client = connect(coordinatorService, coordinator, {
     peer: `the coordinator at ${coordinator}`,
@@ -176,6 +179,7 @@ export async function runWorker(options: WorkerOptions): Promise<void> {
   }
   if (joined === null)
     throw new BraidError('PROTOCOL', `the coordinator at ${coordinator} ended the call without an answer`);
+  if (signal.aborted && !stopped.signal.aborted) throw asBraidError(signal.reason, 'CANCELLED'); // let go, as it asked
   log.info('the run is over');
 }
 

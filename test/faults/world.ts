@@ -93,7 +93,7 @@ export async function play(folder: Folder, placement: Row['placement'], row: Row
       const last = join(ended.run, 'checkpoints', `step-${String(STEPS).padStart(8, '0')}`);
       const tensors =
         ended.code === 0 && ['model', 'optimizer'].map((file) => readTensors(join(last, `${file}.safetensors`)));
-      return { code: ended.code, output, fired, tensors, steps: journalSteps(ended.run) };
+      return { code: ended.code, output, fired, tensors, steps: journalSteps(ended.run).map(({ step }) => step) };
     }
   } finally {
     if (coordinator.child.exitCode === null) coordinator.child.kill('SIGKILL');

@@ -13,6 +13,7 @@
 import { once } from 'node:events';
 import type { Server, Socket } from 'node:net';
 import { BraidError } from '../../core/errors.ts';
+import { isSecret } from '../../core/secret.ts';
 import { formatAddress, parseAddress } from './address.ts';
 import { Generation, type Reduced } from './generation.ts';
 import { type Hello, readHello } from './handshake.ts';
@@ -26,11 +27,22 @@ const MAX_CONNECTIONS = 1024;
 export type { Reduced } from './generation.ts';
 export type { ExchangePlan, Segment } from './plan.ts';
 
+export interface ExchangeOptions {
+  /** Both ends of a connection show certificates of one CA; null: nothing is encrypted. */
+  tls?: CurrentPems | null;
+  /**
+   * The run's at the moment, besides that of the current plan: a coordinator that comes back has another one, and peers that
+   * it has prepared can be here before its Prepare is.
+   */
+  secret?: () => string | null;
+}
+
 export class Exchange {
   /** Where peers reach this exchange. */
   readonly address: string;
   private readonly server: Server;
   private readonly tls: CurrentPems | null;
+  private readonly secret: () => string | null;
   /** Accepted, whatever has become of them since. */
   private readonly open = new Set<Socket>();
   readonly traffic: Traffic = { sentBytes: 0, receivedBytes: 0 };
@@ -39,10 +51,11 @@ export class Exchange {
   /** Peers of a generation that this worker has not been told of. */
   private readonly early = new Map<Socket, Hello>();
 
-  private constructor(server: Server, address: string, tls: CurrentPems | null) {
+  private constructor(server: Server, address: string, { tls = null, secret = () => null }: ExchangeOptions) {
     this.server = server;
     this.address = address;
     this.tls = tls;
+    this.secret = secret;
     server.on('connection', (socket) => {
       this.open.add(socket);
       socket.on('close', () => this.open.delete(socket));
@@ -52,11 +65,10 @@ export class Exchange {
 
   /**
    * @param address `unix:/path` or `host:port`, port 0 for any
-   * @param tls both ends of a connection show certificates of one CA; null: nothing is encrypted
    * @throws BraidError SETUP when nothing can listen there
    */
-  static async listen(address: string, { tls = null }: { tls?: CurrentPems | null } = {}): Promise<Exchange> {
-    const server = createListener(tls);
+  static async listen(address: string, options: ExchangeOptions = {}): Promise<Exchange> {
+    const server = createListener(options.tls ?? null);
     server.maxConnections = MAX_CONNECTIONS;
     const wanted = parseAddress(address);
     try {
@@ -70,7 +82,7 @@ export class Exchange {
     }
     const bound = server.address();
     const port = bound !== null && typeof bound === 'object' ? bound.port : 0;
-    return new Exchange(server, 'host' in wanted ? formatAddress(wanted.host, port) : address, tls);
+    return new Exchange(server, 'host' in wanted ? formatAddress(wanted.host, port) : address, options);
   }
 
   /** f32[gradientLength] of the current plan, on shared memory: the device writes this worker's gradient here. */
@@ -141,7 +153,8 @@ export class Exchange {
   /** A peer has said who it is and wants to receive: yes, no, or not yet. */
   private admit(socket: Socket, from: Hello): void {
     const { generation } = this;
-    if (generation === null || (from.generation > generation.plan.generation && generation.knows(from))) {
+    const known = () => generation?.knows(from) || isSecret(from.secret, this.secret());
+    if (generation === null || (from.generation > generation.plan.generation && known())) {
       this.early.set(socket, from);
       return;
     }
