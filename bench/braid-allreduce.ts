@@ -5,7 +5,7 @@
  *
  * A step: the gradient is copied from where a tensor's values would be into the exchange's memory, and summed. The sum is
  * read where it lies, as TensorFlow reads it. Speaks the protocol of stepper.ts, with `run N I` for N steps of the I-th
- * size; times are rank 0's, whom the others keep up with.
+ * size; times are rank 0's, whom the others keep up with. Phase `processor`: what its threads worked for a step.
  */
 import { type ChildProcess, fork } from 'node:child_process';
 import { on, once } from 'node:events';
@@ -15,8 +15,9 @@ import { join } from 'node:path';
 import { createInterface } from 'node:readline';
 import { parseArgs } from 'node:util';
 import { Exchange, type ExchangePlan } from '../worker/exchange/exchange.ts';
+import type { Answer } from './stepper.ts';
 
-const WARM_UP_STEPS = 3;
+const WARM_UP_STEPS = Number(process.env.WARM ?? 3);
 
 const { values } = parseArgs({
   options: {
@@ -59,8 +60,8 @@ async function lead(): Promise<void> {
     process.stdout.write(`${JSON.stringify({ ready: true })}\n`);
     for await (const line of createInterface(process.stdin)) {
       const [steps, round] = line.split(' ').slice(1).map(Number);
-      const [seconds] = await ask(ranks, () => ({ steps, round }));
-      process.stdout.write(`${JSON.stringify({ seconds })}\n`);
+      const [answer] = await ask(ranks, () => ({ steps, round }));
+      process.stdout.write(`${JSON.stringify(answer)}\n`);
     }
   } finally {
     for (const child of ranks) child.disconnect();
@@ -98,16 +99,18 @@ async function follow(): Promise<void> {
     const { steps, round } = await next<{ steps: number; round: number }>();
     const { length } = plan.rounds[round]![0]!;
     const gradient = tensor.subarray(0, length);
-    const seconds: number[] = [];
+    const answer = { seconds: [] as number[], phases: { processor: [] as number[] } } satisfies Answer;
     for (let n = 0; n < steps; n++) {
       gradient.fill(plan.rank + 1);
-      const start = performance.now();
+      const [start, before] = [performance.now(), process.cpuUsage()];
       exchange.gradient.set(gradient);
       await exchange.reduce(step++, round, never);
-      seconds.push((performance.now() - start) / 1000);
+      const { user, system } = process.cpuUsage(before);
+      answer.seconds.push((performance.now() - start) / 1000);
+      answer.phases.processor.push((user + system) / 1e6);
     }
     const wrong = exchange.reduced.subarray(0, length).findIndex((value) => value !== (ranks * (ranks + 1)) / 2);
     if (wrong >= 0) throw new Error(`rank ${plan.rank} has ${exchange.reduced[wrong]} at ${wrong}`);
-    process.send!(seconds);
+    process.send!(answer);
   }
 }

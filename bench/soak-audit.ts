@@ -22,6 +22,12 @@ export class Audit {
   /** By step: the shards of its latest commit. */
   private readonly trained = new Map<number, Int32Array[]>();
 
+  /** Generations are counted from 1 again: nobody is left who knew of them. */
+  anew(): void {
+    this.generation = 0;
+    this.sent.clear();
+  }
+
   shard({ generation, replica }: ShardsRequest, { step, data }: Part): void {
     if (generation < this.generation) return;
     if (generation > this.generation) this.sent.clear();

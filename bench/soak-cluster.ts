@@ -23,6 +23,8 @@ export interface ClusterOptions {
   /** Where the run's folder goes. */
   runs: string;
   script(place: number): Script;
+  /** The coordinator has ended by itself, and dismissed all workers. */
+  onAnew(): void;
   say(line: string): void;
 }
 
@@ -114,7 +116,10 @@ export class SoakCluster {
   /** Somebody starts the coordinator again, and workers that it has dismissed. */
   private async again(how: Training): Promise<void> {
     if (this.ending) return;
-    if (how.signal !== 'SIGKILL') this.note('the coordinator', how);
+    if (how.signal !== 'SIGKILL') {
+      this.note('the coordinator', how);
+      this.options.onAnew();
+    }
     const committed = journalSteps(this.runFolder).length;
     await setTimeout(RESTART_MS);
     if (this.ending) return;

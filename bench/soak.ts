@@ -64,7 +64,13 @@ export async function benchSoak({ seconds, seed, signal, say }: SoakOptions): Pr
   const recipe = folder.write('recipe.yaml', stringify(recipeOf(writePatterns(folder, TRAIN_SAMPLES, 90), seed)));
   const runs = join(folder.path, 'runs');
   const soak = new Soak(say);
-  const cluster = await SoakCluster.start({ recipe, runs, say, script: (place) => soak.scriptOf(place) });
+  const cluster = await SoakCluster.start({
+    recipe,
+    runs,
+    say,
+    script: (place) => soak.scriptOf(place),
+    onAnew: () => soak.audit.anew(),
+  });
   const kill = () => void cluster.close();
   process.on('exit', kill);
   try {
@@ -97,7 +103,7 @@ export async function benchSoak({ seconds, seed, signal, say }: SoakOptions): Pr
 }
 
 class Soak {
-  private readonly audit = new Audit();
+  readonly audit = new Audit();
   private readonly lives = new Lives();
   private readonly open: OpenFault[] = [];
   /** By place: what its next call, or its next shard, meets. */

@@ -195,11 +195,12 @@ export class Generations {
   }
 
   private async settle(): Promise<void> {
-    const { ledger, membership, hard } = this.options;
+    const { ledger, recorder, membership, hard } = this.options;
     if (ledger.decided === null || this.group === null || this.crew === null) return;
     const crew = this.crew.survivors(idsOf(membership.here));
-    if (await this.group.settle(ledger.decided, crew, hard)) ledger.commit();
-    else ledger.goTo(ledger.position);
+    if (await this.group.settle(ledger.decided, crew, hard)) return ledger.commit();
+    ledger.goTo(ledger.position);
+    recorder.goTo(ledger.position.step);
   }
 
   /** Whether too many generations have ended at one and the same step. */

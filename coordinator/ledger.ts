@@ -6,23 +6,30 @@ import type { Position } from '../proto/messages.ts';
 import type { Update } from './plan.ts';
 import type { StepResult } from './step.ts';
 
+export interface LedgerOptions {
+  /** A whole step is about to be committed: from here on workers may have done it, whatever becomes of this process. */
+  onDecided(update: Update, result: StepResult): void;
+  /** It has been committed. */
+  onStep(update: Update, result: StepResult): void;
+}
+
 export class Ledger {
   position: Position;
   /** All workers have reduced it: it will be committed. null: nothing is on its way. */
   decided: Update | null = null;
-  private readonly onStep: (update: Update, result: StepResult) => void;
+  private readonly told: LedgerOptions;
   /** Of the updates of the step under way. */
   private results: StepResult[] = [];
 
-  /** @param onStep a whole step has been committed */
-  constructor(position: Position, onStep: (update: Update, result: StepResult) => void) {
+  constructor(position: Position, told: LedgerOptions) {
     this.position = position;
-    this.onStep = onStep;
+    this.told = told;
   }
 
   decide(update: Update, result: StepResult): void {
-    this.decided = update;
+    if (update.last) this.told.onDecided(update, together([...this.results, result]));
     this.results.push(result);
+    this.decided = update;
   }
 
   /** What was decided has been done by whoever is left. */
@@ -34,7 +41,7 @@ export class Ledger {
     if (!update.last) return;
     const result = together(this.results);
     this.results = [];
-    this.onStep(update, result);
+    this.told.onStep(update, result);
   }
 
   /** Nobody is left who has done it, or training goes on from somewhere else. */

@@ -27,6 +27,9 @@ export class Recorder {
   private window = { images: 0, seconds: 0 };
   private images = 0;
   private begunAt = 0;
+  private decidedAt = 0;
+  /** Of the step that was decided last; null before the first. */
+  private progress: StepProgress | null = null;
   private readonly stepSeconds: number[] = [];
   private readonly recentLosses: Losses[] = [];
 
@@ -37,6 +40,7 @@ export class Recorder {
   /** Training goes on from after `step` steps: what was written of later ones is no longer so. */
   goTo(step: number): void {
     this.options.journal.goTo(step);
+    this.window = { images: 0, seconds: 0 };
   }
 
   evaluatedAfter(step: number): boolean {
@@ -48,10 +52,39 @@ export class Recorder {
     this.begunAt = this.options.meter.now();
   }
 
-  /** The step that has begun has been committed. */
+  /**
+   * The step that has begun will be committed. Its line is written before any worker changes a weight: should this process
+   * die, workers never hold a step that the journal does not.
+   */
+  decided(step: Step, { losses, gradientNorm }: StepResult): void {
+    const { plan, journal, meter } = this.options;
+    this.decidedAt = meter.now();
+    this.window.images += step.samples;
+    this.window.seconds += this.decidedAt - this.begunAt;
+    const imagesPerSecond = this.window.images / this.window.seconds;
+    const samplesLeft = (plan.steps - step.step - 1) * (plan.train.length / plan.stepsPerEpoch);
+    this.progress = {
+      step: step.step,
+      epoch: step.epoch,
+      losses,
+      learningRate: step.learningRate,
+      distillWeight: step.distillWeight,
+      gradientNorm,
+      imagesPerSecond,
+      secondsLeft: samplesLeft / imagesPerSecond,
+      phaseSeconds: meter.take(),
+    };
+    if ((step.step + 1) % plan.recipe.metrics.logEverySteps !== 0 && step.step + 1 !== plan.steps) return;
+    journal.write({ kind: 'step', ...this.progress });
+    this.window = { images: 0, seconds: 0 };
+  }
+
+  /** It has been committed. */
   step(step: Step, { losses, gradientNorm, skipped, bad }: StepResult): void {
-    const { plan, journal, metrics, meter, onEvent } = this.options;
-    const seconds = meter.now() - this.begunAt;
+    const { plan, metrics, meter, onEvent } = this.options;
+    const now = meter.now();
+    const seconds = now - this.begunAt;
+    this.window.seconds += now - this.decidedAt;
     this.images += step.samples;
     this.stepSeconds.push(seconds);
     for (const { sample, reason } of bad) {
@@ -69,35 +102,16 @@ export class Recorder {
       onEvent({ kind: 'skipped', step: step.step });
     } else this.recentLosses.push(losses);
     if (this.recentLosses.length > SUMMARY_LOSS_STEPS) this.recentLosses.shift();
-    this.window.images += step.samples;
-    this.window.seconds += seconds;
-    const imagesPerSecond = this.window.images / this.window.seconds;
-    const samplesLeft = (plan.steps - step.step - 1) * (plan.train.length / plan.stepsPerEpoch);
-    const progress: StepProgress = {
-      step: step.step,
-      epoch: step.epoch,
-      losses,
-      learningRate: step.learningRate,
-      distillWeight: step.distillWeight,
-      gradientNorm,
-      imagesPerSecond,
-      secondsLeft: samplesLeft / imagesPerSecond,
-      phaseSeconds: meter.take(),
-    };
     metrics.step.set(step.step + 1);
     metrics.epoch.set(step.epoch);
     metrics.stepSeconds.observe(seconds);
     metrics.images.inc(step.samples);
-    metrics.imagesPerSecond.set(imagesPerSecond);
+    metrics.imagesPerSecond.set(this.progress!.imagesPerSecond);
     metrics.gradientNorm.set(gradientNorm);
     metrics.learningRate.set(step.learningRate);
     metrics.distillWeight.set(step.distillWeight);
     for (const [term, loss] of Object.entries(losses)) metrics.loss.set({ term }, loss);
-    onEvent({ kind: 'step', progress });
-    if ((step.step + 1) % plan.recipe.metrics.logEverySteps === 0 || step.step + 1 === plan.steps) {
-      journal.write({ kind: 'step', ...progress });
-      this.window = { images: 0, seconds: 0 };
-    }
+    onEvent({ kind: 'step', progress: this.progress! });
   }
 
   /** The test set has been evaluated after `step` steps. */

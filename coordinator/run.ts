@@ -129,8 +129,12 @@ export async function runCoordinator(options: RunOptions, world: World = realWor
   const journal = new Journal(folder.metrics);
   const badSamples = new BadSamples(folder.badSamples);
   const recorder = new Recorder({ plan, journal, badSamples, metrics, meter, onEvent });
-  const ledger = new Ledger({ step: checkpoint?.manifest.step ?? 0, round: 0 }, (update, result) =>
-    recorder.step(update, result),
+  const ledger = new Ledger(
+    { step: checkpoint?.manifest.step ?? 0, round: 0 },
+    {
+      onDecided: (update, result) => recorder.decided(update, result),
+      onStep: (update, result) => recorder.step(update, result),
+    },
   );
   let started: { group: Group; at: number } | null = null;
   const ready = () => started !== null && membership.whole;

@@ -31,13 +31,18 @@ export interface WorldOptions {
   transport?: 'unix' | 'tcp';
   /** By rank. */
   tls?: (rank: number) => CurrentPems;
+  /** What a coordinator that has come back has told all of them. */
+  secret?: string;
 }
 
-export async function world(ranks: number, { transport = 'unix', tls }: WorldOptions = {}): Promise<World> {
+export async function world(ranks: number, { transport = 'unix', tls, secret }: WorldOptions = {}): Promise<World> {
   const folder = mkdtempSync(join(tmpdir(), 'braid-exchange-'));
   const exchanges = await Promise.all(
     Array.from({ length: ranks }, (_, rank) =>
-      Exchange.listen(transport === 'unix' ? `unix:${folder}/${rank}` : '127.0.0.1:0', { tls: tls?.(rank) ?? null }),
+      Exchange.listen(transport === 'unix' ? `unix:${folder}/${rank}` : '127.0.0.1:0', {
+        tls: tls?.(rank) ?? null,
+        secret: () => secret ?? null,
+      }),
     ),
   );
   const plan: World['plan'] = (rank, segments, changes) => ({

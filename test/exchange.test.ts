@@ -2,6 +2,7 @@
 import { mkdtempSync, readdirSync, readFileSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { setTimeout } from 'node:timers/promises';
 import test from 'ava';
 import fc from 'fast-check';
 import { BraidError } from '../core/errors.ts';
@@ -200,6 +201,17 @@ test('a peer that cannot be reached is named', async (t) => {
     code: 'WORKER_LOST',
     message: /rank 1 at unix:.nowhere.*ENOENT/,
   });
+});
+
+test('a peer with the secret of a coordinator that has come back is waited with until this side is prepared, too', async (t) => {
+  await using w = await world(2, { secret: 'of-the-second-coordinator' });
+  const segments = () => all(10, 2);
+  await w.connect(segments);
+  const next = { generation: 2, secret: 'of-the-second-coordinator' };
+  const early = w.exchanges[0]!.connect(w.plan(0, segments(), next), never);
+  await setTimeout(200); // its hello is here by now
+  await w.exchanges[1]!.connect(w.plan(1, segments(), next), never);
+  await t.notThrowsAsync(early);
 });
 
 test('connecting ends when it is aborted', async (t) => {

@@ -2,8 +2,9 @@
 
     python allreduce.py --workers 4 --bytes 2000000,25000000
 
-Prints {"ready": true} once warm, then answers each line `run N I` on stdin with {"seconds": [N times of the I-th size]},
-as rank 0 sees them; ends with its stdin. The sum is made in the tensor, without a copy.
+Prints {"ready": true} once warm, then answers each line `run N I` on stdin with {"seconds": [N times of the I-th size],
+"phases": {"processor": [...]}}, as rank 0 sees them, the latter what its threads worked; ends with its stdin. The sum is
+made in the tensor, without a copy.
 """
 
 import argparse
@@ -11,7 +12,7 @@ import json
 import os
 import sys
 import tempfile
-from time import perf_counter
+from time import perf_counter, process_time
 
 import torch
 from torch import distributed
@@ -28,14 +29,15 @@ def work(rank, workers, sizes, store, commands):
     while (command := commands.recv()) is not None:
         steps, size = command
         values = tensor[: sizes[size] // 4]
-        seconds = []
+        seconds, processor = [], []
         for _ in range(steps):
             values.fill_(rank + 1)
-            start = perf_counter()
+            start, before = perf_counter(), process_time()
             distributed.all_reduce(values)
             seconds.append(perf_counter() - start)
+            processor.append(process_time() - before)
         assert (values == workers * (workers + 1) // 2).all()
-        commands.send(seconds)
+        commands.send({"seconds": seconds, "phases": {"processor": processor}})
     distributed.destroy_process_group()
 
 
@@ -68,7 +70,7 @@ def main():
         print(json.dumps({"ready": True, "torch": torch.__version__}), flush=True)
         for line in sys.stdin:
             steps, size = map(int, line.split()[1:])
-            print(json.dumps({"seconds": run(steps, size)}), flush=True)
+            print(json.dumps(run(steps, size)), flush=True)
         for pipe in pipes:
             pipe.send(None)
         for process in processes:
