@@ -17,7 +17,7 @@ import { parseArgs } from 'node:util';
 import { Exchange, type ExchangePlan } from '../worker/exchange/exchange.ts';
 import type { Answer } from './stepper.ts';
 
-const WARM_UP_STEPS = Number(process.env.WARM ?? 3);
+const WARM_UP_STEPS = 5;
 
 const { values } = parseArgs({
   options: {

@@ -18,7 +18,7 @@ import torch
 from torch import distributed
 from torch.multiprocessing import get_context
 
-WARM_UP_STEPS = 3
+WARM_UP_STEPS = 5
 
 
 def work(rank, workers, sizes, store, commands):
