@@ -471,12 +471,13 @@ test.serial('a worker that fails because another died is not the one that is bla
 
 test('a worker of another version is refused, and one too many', async (t) => {
   const listening = Promise.withResolvers<string>();
+  const over = new AbortController();
   const cluster = startCluster({
     recipe: together,
     fault: { rank: 0, rpc: 'compute', step: 1, what: 'hang' },
     run: {
       onEvent: (event) => event.kind === 'listening' && listening.resolve(event.address),
-      hard: AbortSignal.timeout(2_000),
+      hard: over.signal,
     },
   });
   const address = await listening.promise;
@@ -496,6 +497,7 @@ test('a worker of another version is refused, and one too many', async (t) => {
   const full = await t.throwsAsync(extra.join(address), { instanceOf: BraidError });
   t.regex(full.message, /has all of its 2 workers/);
   extra.die();
+  over.abort(new BraidError('CANCELLED', 'seen enough'));
   await t.throwsAsync(cluster.running);
 });
 
