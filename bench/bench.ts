@@ -1,6 +1,6 @@
 /**
  * `npm run bench -- [step|cluster|allreduce|input] [--json] [--rounds N] [--steps N] [--data folder]`: Braid against PyTorch
- * on this machine.
+ * on this machine. `... soak [--seconds N] [--seed S]` and `... scale [--steps N]`: what has no peer. docs/bench.md has them all.
  *
  * Contenders take turns in short rounds and never run at the same time; figures are medians, ratios are braid / peer.
  * Progress goes to stderr, results to stdout: with --json a line each.
@@ -14,27 +14,57 @@ import { benchAllreduce } from './allreduce.ts';
 import { benchSplit, benchTogether, prepareCluster } from './cluster.ts';
 import { benchInput, jpegsIn } from './input.ts';
 import { peerPython } from './peers/venv.ts';
-import { asJson, asText, type Comparison } from './report.ts';
+import { asJson, asText, type Comparison, type Measurement, measurementAsJson, tableOf } from './report.ts';
+import { benchScale } from './scale.ts';
+import { benchSoak } from './soak.ts';
 import { benchStep, type Rounds } from './step.ts';
 
-const BENCHES = ['step', 'cluster', 'allreduce', 'input'] as const;
+const BESIDE_PEERS = ['step', 'cluster', 'allreduce', 'input'] as const;
+/** Of Braid alone: only when they are named. */
+const ALONE = ['soak', 'scale'] as const;
+const BENCHES = [...BESIDE_PEERS, ...ALONE] as const;
 type Bench = (typeof BENCHES)[number];
 
 /** Enough for a steady median; about four minutes each on two cores, one for `input` and three for `allreduce`. */
-const DEFAULTS: Record<Bench, Rounds> = {
+const DEFAULTS: Record<(typeof BESIDE_PEERS)[number], Rounds> = {
   step: { rounds: 5, steps: 10 },
   cluster: { rounds: 3, steps: 20 },
   allreduce: { rounds: 9, steps: 4 },
   input: { rounds: 7, steps: 8 },
 };
+const SOAK = { seconds: 900, seed: 1 };
+const SCALE_STEPS = 30;
 
-/** @returns the exit code: 0 when everything was measured, whether or not the bars are met */
-export async function bench(argv: string[]): Promise<number> {
-  const { benches, json, given, data } = parse(argv);
+/**
+ * @param orderly ends a soak before its time
+ * @returns the exit code: 0 when everything was measured, whether or not the bars are met; 1 when something went wrong that
+ *   never may
+ */
+export async function bench(argv: string[], { orderly }: { orderly: AbortSignal }): Promise<number> {
+  const { benches, json, given, soak, data } = parse(argv);
   const say = (line: string) => void process.stderr.write(`${line}\n`);
   const show = (comparison: Comparison) => {
     process.stdout.write(`${json ? asJson(comparison) : asText(comparison)}\n`);
   };
+  const measured: Measurement[] = [];
+  const showAll = (measurements: Measurement[]) => {
+    measured.push(...measurements);
+    process.stdout.write(`${json ? measurements.map(measurementAsJson).join('\n') : tableOf(measurements)}\n`);
+  };
+  if (benches.includes('soak')) showAll([await benchSoak({ ...SOAK, ...soak, signal: orderly, say })]);
+  if (benches.includes('scale')) showAll(await benchScale({ steps: given.steps ?? SCALE_STEPS, say }));
+  if (benches.some((name) => BESIDE_PEERS.includes(name as (typeof BESIDE_PEERS)[number]))) {
+    await besidePeers({ benches, given, data, say, show });
+  }
+  return measured.every(({ wrong }) => wrong.length === 0) ? 0 : 1;
+}
+
+interface Peers extends Pick<Asked, 'benches' | 'given' | 'data'> {
+  say(line: string): void;
+  show(comparison: Comparison): void;
+}
+
+async function besidePeers({ benches, given, data, say, show }: Peers): Promise<void> {
   const python = await peerPython(say);
   if (benches.includes('step')) {
     for (const precision of ['f32', 'bf16'] as const) {
@@ -60,31 +90,39 @@ export async function bench(argv: string[]): Promise<number> {
   } else if (benches.includes('input')) {
     say('input is left out: name a folder of JPEG files with --data');
   }
-  return 0;
 }
 
-function parse(argv: string[]): { benches: readonly Bench[]; json: boolean; given: Partial<Rounds>; data?: string } {
+interface Asked {
+  benches: readonly Bench[];
+  json: boolean;
+  given: Partial<Rounds>;
+  soak: Partial<typeof SOAK>;
+  data: string | undefined;
+}
+
+function parse(argv: string[]): Asked {
   const { values, positionals } = parsed(argv);
   for (const name of positionals) {
     if (BENCHES.includes(name as Bench)) continue;
     const known = nearest(name, BENCHES);
     throw wrongFlag(`${name} is no bench${known === undefined ? '' : `, did you mean ${known}?`}`);
   }
-  const given: Partial<Rounds> = {};
-  for (const flag of ['rounds', 'steps'] as const) {
+  const number = (flag: 'rounds' | 'steps' | 'seconds' | 'seed') => {
     const text = values[flag];
-    if (text === undefined) continue;
+    if (text === undefined) return {};
     if (!/^[1-9]\d*$/.test(text)) throw wrongFlag(`--${flag} ${text}: expected a whole number from 1`);
-    given[flag] = Number(text);
-  }
+    return { [flag]: Number(text) };
+  };
+  const given: Partial<Rounds> = { ...number('rounds'), ...number('steps') };
+  const soak: Partial<typeof SOAK> = { ...number('seconds'), ...number('seed') };
   const { json, data } = values;
-  const benches = positionals.length > 0 ? (positionals as Bench[]) : BENCHES;
+  const benches = positionals.length > 0 ? (positionals as Bench[]) : BESIDE_PEERS;
   if (data === undefined && positionals.includes('input')) {
     throw wrongFlag('input needs a folder of JPEG files: name one with --data');
   }
   if (data !== undefined && jpegsIn(data).length === 0)
     throw wrongFlag(`--data ${data}: expected a folder with JPEG files`);
-  return { benches, json, given, ...(data !== undefined && benches.includes('input') && { data }) };
+  return { benches, json, given, soak, data: benches.includes('input') ? data : undefined };
 }
 
 function parsed(argv: string[]) {
@@ -97,6 +135,8 @@ function parsed(argv: string[]) {
         rounds: { type: 'string' },
         steps: { type: 'string' },
         data: { type: 'string' },
+        seconds: { type: 'string' },
+        seed: { type: 'string' },
       },
     });
   } catch (error) {
@@ -106,6 +146,7 @@ function parsed(argv: string[]) {
 
 function wrongFlag(message: string): BraidError {
   return new BraidError('INVALID_RECIPE', `bench: ${message}`, {
-    remedy: 'npm run bench -- [step|cluster|allreduce|input] [--json] [--rounds N] [--steps N] [--data folder]',
+    remedy:
+      'npm run bench -- [step|cluster|allreduce|input] [--json] [--rounds N] [--steps N] [--data folder], soak [--seconds N] [--seed S], or scale [--steps N]',
   });
 }

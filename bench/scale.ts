@@ -19,7 +19,7 @@ export interface ScaleOptions {
   say(line: string): void;
 }
 
-const MEMBERS = (process.env.M ?? '256,1024').split(',').map(Number);
+const MEMBERS = [256, 1024];
 const MEMBERS_A_PROCESS = 128;
 /** First runs of everything: code that is compiled, buffers that grow. */
 const WARM_UP_STEPS = 5;

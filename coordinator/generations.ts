@@ -110,10 +110,14 @@ export class Generations {
     }
     // At first everybody is waited for, later only as many as it takes.
     const wanted = this.seats.length === 0 ? this.unit * replicas : least;
-    if (await membership.until((here) => here.length >= wanted, timeoutMs, either)) return;
-    if (membership.here.length >= least) return;
-    await this.salvage();
-    throw this.missing(least);
+    try {
+      if (await membership.until((here) => here.length >= wanted, timeoutMs, either)) return;
+      if (membership.here.length >= least) return;
+      throw this.missing(least);
+    } catch (thrown) {
+      if (!hard.aborted) await this.salvage();
+      throw thrown;
+    }
   }
 
   /** A new generation: everybody prepared, and filled with one state. */
@@ -178,13 +182,13 @@ export class Generations {
   /** Finishes what was decided, and puts out who is at fault. @throws what ends the run */
   private async recover(error: BraidError): Promise<void> {
     const { membership, ledger, metrics, log, hard, signal, onEvent } = this.options;
-    if (hard.aborted || signal.aborted || error.code === 'CANCELLED') throw error;
+    if (hard.aborted) throw error;
     metrics.errors.inc({ code: error.code });
     if (error.code === 'WORKER_LOST') metrics.workersLost.inc();
     const { atFault, member } = error.details as { atFault?: boolean; member?: number };
     if (atFault && member !== undefined) membership.fence({ id: member }, error);
     await this.settle();
-    if (!SURVIVABLE.has(error.code) || this.isFutile()) {
+    if (signal.aborted || !SURVIVABLE.has(error.code) || this.isFutile()) {
       await this.salvage();
       throw error;
     }

@@ -385,6 +385,20 @@ test.serial(
   },
 );
 
+test.serial('a run asked to end while it waits for a worker keeps what the others hold', async (t) => {
+  const asked = new AbortController();
+  const { running, folder } = startCluster({
+    recipe: smallRecipe({ cluster: alert }),
+    fault: { rank: 1, rpc: 'reduce', step: 2, what: 'die' },
+    run: {
+      signal: asked.signal,
+      onEvent: ({ kind }) => kind === 'disturbed' && asked.abort(new BraidError('CANCELLED', 'enough')),
+    },
+  });
+  await t.throwsAsync(running, { code: 'CANCELLED', message: 'enough' });
+  t.is(lastCheckpoint(folder).name, 'step-00000002');
+});
+
 test.serial('a step that fails again and again ends the run', async (t) => {
   const what = new BraidError('PROTOCOL', 'garbage');
   const recipe = smallRecipe({ cluster: { ...alert, attempts: 3 } });
