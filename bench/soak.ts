@@ -211,8 +211,8 @@ class Soak {
     if (life === null) return {};
     return {
       [`longest-living ${who}, seconds`]: life.seconds,
-      [`  resident MiB, first tenth`]: life.first,
-      [`  resident MiB, last tenth`]: life.last,
+      [`${who}, resident MiB, first tenth`]: life.first,
+      [`${who}, resident MiB, last tenth`]: life.last,
     };
   }
 

@@ -30,7 +30,10 @@ const COMMANDS: Record<string, Command> = {
     load: async () => async (argv, interrupts) => (await import('./data.ts')).data(argv, interrupts.orderly),
   },
   doctor: { about: 'what this machine has, and lacks', load: async () => (await import('./doctor.ts')).doctor },
-  bench: { about: 'speed, beside PyTorch; endurance, and size', load: async () => (await import('../bench/bench.ts')).bench },
+  bench: {
+    about: 'speed, beside PyTorch; endurance, and size',
+    load: async () => (await import('../bench/bench.ts')).bench,
+  },
 };
 
 /** Something is to be mended first: starting again would end the same way. */
