@@ -90,12 +90,12 @@ export function planFor(plan: Plan, replicas: number): Plan {
   };
 }
 
-export function stepAt({ recipe, train, replicas }: Plan, step: number): Step {
-  const { epoch, sampleIds } = batchOf(step, samplerOf(recipe, train.length));
+export function stepAt({ recipe, train, replicas, stepsPerEpoch }: Plan, step: number): Step {
+  const { epoch, index, sampleIds } = batchOf(step, samplerOf(recipe, train.length));
   return {
     step,
     epoch,
-    learningRate: learningRateAt(recipe, epoch),
+    learningRate: learningRateAt(recipe, epoch, index / stepsPerEpoch),
     distillWeight: distillWeightAt(recipe.method, epoch),
     samples: sampleIds.length,
     shardWeights: shardSizes(sampleIds.length, replicas).map((size) => size / sampleIds.length),

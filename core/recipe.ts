@@ -225,6 +225,14 @@ export const recipeSchema = z.strictObject({
     /** Global batch: it is sharded over the replicas. */
     batch: positiveInt.max(MAX_BATCH).default(128),
     learningRate: z.number().positive().default(0.1),
+    /** The linear scaling rule (Goyal et al. 2017): `learningRate` is for a batch of so many, here times batch / this; null: as it is. */
+    referenceBatch: positiveInt.nullable().default(null),
+    /** The learning rate grows over the first epochs, linearly from step to step, from `startFactor` times its value. */
+    warmUp: z
+      .strictObject({ epochs: z.number().nonnegative().default(0), startFactor: z.number().min(0).max(1).default(0.1) })
+      .prefault({}),
+    /** `milestones`: in steps. `cosine`: half a cosine from the end of the warm-up to 0, from step to step. */
+    schedule: z.enum(['milestones', 'cosine']).default('milestones'),
     /** 0-based epochs from which the learning rate is multiplied by `gamma` once more. */
     milestones: z.array(positiveInt).default([150, 225]),
     gamma: z.number().positive().default(0.1),
@@ -236,6 +244,8 @@ export const recipeSchema = z.strictObject({
     normWeightDecay: z.number().nonnegative().nullable().default(null),
     /** The same for all of FFL's fusion module. */
     fusionWeightDecay: z.number().nonnegative().default(1e-5),
+    /** Of every cross-entropy in training, as PyTorch defines it: so much of the target is spread evenly over all classes. */
+    labelSmoothing: z.number().min(0).lt(1).default(0),
     /** `bf16`: convolutions and activations in bfloat16, weights, statistics and losses in f32. */
     precision: z.enum(['f32', 'bf16']).default('f32'),
     /** A loss or gradient that is NaN or infinite ends the run, or its step is left out and counted. */
@@ -454,6 +464,9 @@ function contradictions(recipe: Recipe): string[] {
         : 'data.testPath: only for format folder',
     );
   }
+  const { epochs, warmUp } = recipe.training;
+  if (warmUp.epochs >= epochs)
+    problems.push(`training.warmUp.epochs: ${warmUp.epochs}, but the run has ${epochs}: nothing is left to train`);
   problems.push(...resizedCropProblems(recipe.data));
   return problems;
 }

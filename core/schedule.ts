@@ -3,14 +3,28 @@ import { branchesOf, type RampUp, type Recipe } from './recipe.ts';
 import { stepsPerEpoch } from './sampler.ts';
 
 /**
- * The learning rate of an epoch: multiplied by gamma once for every milestone reached. Where a method trains in phases, each
- * has the whole schedule to itself, at its own scale.
+ * The learning rate of a step: a tenth (gamma) less for every milestone reached, from the first step of its epoch on, or half
+ * a cosine; less than that in the warm-up. Where a method trains in phases, each has the whole schedule to itself, at its
+ * own scale.
+ * @param part of the epoch that is over, [0, 1)
  */
-export function learningRateAt({ training, method }: Schedule, epoch: number): number {
-  const { learningRate, milestones, gamma, epochs } = training;
-  const phase = phasesOf(method, epochs).find(({ end }) => epoch < end);
-  const at = phase === undefined ? epoch : ((epoch - phase.start) * epochs) / (phase.end - phase.start);
-  return learningRate * gamma ** milestones.filter((milestone) => at >= milestone).length;
+export function learningRateAt({ training, method }: Schedule, epoch: number, part = 0): number {
+  const { schedule, milestones, gamma, epochs, warmUp } = training;
+  const { start, end } = phasesOf(method, epochs).find((phase) => epoch < phase.end) ?? { start: 0, end: epochs };
+  const at = (within: number) => ((epoch + within - start) * epochs) / (end - start);
+  const peak = peakLearningRate(training);
+  if (at(part) < warmUp.epochs)
+    return peak * (warmUp.startFactor + (1 - warmUp.startFactor) * (at(part) / warmUp.epochs));
+  if (schedule === 'cosine') {
+    const progress = (at(part) - warmUp.epochs) / (epochs - warmUp.epochs);
+    return (peak * (1 + Math.cos(Math.PI * progress))) / 2;
+  }
+  return peak * gamma ** milestones.filter((milestone) => at(0) >= milestone).length;
+}
+
+/** By the linear scaling rule, where the recipe has it. */
+function peakLearningRate({ learningRate, referenceBatch, batch }: Recipe['training']): number {
+  return referenceBatch === null ? learningRate : learningRate * (batch / referenceBatch);
 }
 
 type Schedule = Pick<Recipe, 'training' | 'method' | 'branches'>;

@@ -2,9 +2,16 @@
 import { logSoftmax, crossEntropy as perSampleCrossEntropy, stopGradient } from './graph/ops.ts';
 import { type Tensor, tf } from './tensorflow.ts';
 
-/** @param logitsBC f32[B, C]   @param labelsB i32[B]   @returns f32[] nats, mean over the batch */
-export function crossEntropy(logitsBC: Tensor, labelsB: Tensor): Tensor {
-  return tf.mean(perSampleCrossEntropy(logitsBC, labelsB));
+/**
+ * Against the labels, smoothed as PyTorch's CrossEntropyLoss does it: the target is 1 - s + s / C for the label and s / C for
+ * every other class.
+ * @param logitsBC f32[B, C]   @param labelsB i32[B]   @param smoothing s, [0, 1)   @returns f32[] nats, mean over the batch
+ */
+export function crossEntropy(logitsBC: Tensor, labelsB: Tensor, smoothing = 0): Tensor {
+  const hard = tf.mean(perSampleCrossEntropy(logitsBC, labelsB));
+  if (smoothing === 0) return hard;
+  const even = tf.neg(tf.mean(logSoftmax(logitsBC)));
+  return tf.add(tf.mul(hard, tf.scalar(1 - smoothing)), tf.mul(even, tf.scalar(smoothing)));
 }
 
 /**

@@ -17,7 +17,15 @@ import { branchesOf, type Recipe } from '../core/recipe.ts';
 import { roundNames } from '../core/schedule.ts';
 import { Builder, VariableStore } from './builder.ts';
 import { type Capture, capture, type Graph } from './graph/capture.ts';
-import { cast, crossEntropy, globalAveragePool, inTopK, logSoftmax, stopGradient } from './graph/ops.ts';
+import {
+  cast,
+  globalAveragePool,
+  inTopK,
+  logSoftmax,
+  crossEntropy as perSampleCrossEntropy,
+  stopGradient,
+} from './graph/ops.ts';
+import { crossEntropy } from './losses.ts';
 import {
   type BranchOutputs,
   type Method,
@@ -164,12 +172,12 @@ class ProgramBuilder {
     const { c } = this;
     c.phase(trainingPhase('compute', round, n), () => {
       const images = this.images(n);
-      const { labels, distillWeight, shardWeight } = this.trainingFeeds(n);
+      const { crossEntropy, distillWeight, shardWeight } = this.trainingFeeds(n);
       const { builders, learning } = this.training(name);
       let losses: Tensor | undefined;
       const gradients = this.differentiate([...learning.values()], () => {
         const branches = this.replica(builders, images, name);
-        const input = { branches, classes: this.options.classes, labels, distillWeight };
+        const input = { branches, classes: this.options.classes, crossEntropy, distillWeight };
         const { total, flat } = this.lossesOf(builders.learning, input, round, name);
         losses = tf.keep(flat);
         return total;
@@ -321,14 +329,14 @@ class ProgramBuilder {
     const { c } = this;
     c.phase(trainingPhase('fuse', round, n), () => {
       const { flats } = this.outputFeeds(n);
-      const { labels, distillWeight, shardWeight } = this.trainingFeeds(n);
+      const { crossEntropy, distillWeight, shardWeight } = this.trainingFeeds(n);
       const { builders, learning } = this.training(name);
       const taught = flats.flatMap((_, k) => (this.branchLearns(k, name) ? [k] : []));
       let losses: Tensor | undefined;
       const xs = [...taught.map((k) => flats[k]!), ...learning.values()];
       const gradients = this.differentiate(xs, () => {
         const branches = flats.map((flat, k) => this.unflatten(flat, k, n));
-        const input = { branches, classes: this.options.classes, labels, distillWeight };
+        const input = { branches, classes: this.options.classes, crossEntropy, distillWeight };
         const { total, flat } = this.lossesOf(builders.learning, input, round, name);
         losses = tf.keep(flat);
         return total;
@@ -398,10 +406,12 @@ class ProgramBuilder {
     return cast(tf.mul(centred, tf.tensor1d(std.map((s) => 1 / s))), 'f32', recipe.training.precision);
   }
 
-  private trainingFeeds(n: number): { labels: Tensor; distillWeight: Tensor; shardWeight: Tensor } {
+  private trainingFeeds(n: number): Pick<TrainingInput, 'crossEntropy' | 'distillWeight'> & { shardWeight: Tensor } {
     const { c } = this;
+    const { labelSmoothing } = this.options.recipe.training;
+    const labels = c.feed('labels', [n], 'int32');
     return {
-      labels: c.feed('labels', [n], 'int32'),
+      crossEntropy: (logits) => crossEntropy(logits, labels, labelSmoothing),
       distillWeight: c.feed('distillWeight', []),
       shardWeight: c.feed('shardWeight', []),
     };
@@ -475,7 +485,7 @@ class ProgramBuilder {
           tf.stack([
             tf.sum(right),
             tf.sum(hits(logits, Math.min(TOP_K, this.options.classes))),
-            tf.sum(tf.mul(crossEntropy(logits, targets), present)),
+            tf.sum(tf.mul(perSampleCrossEntropy(logits, targets), present)),
           ]),
           tf.sum(counted, 0),
           tf.sum(tf.mul(counted, confidence), 0),

@@ -122,6 +122,30 @@ function weightsOf({ session, program }: Opened): TensorMap {
   return toTensors(program.variables, session.run('read', {})['state']!).weights;
 }
 
+test("label smoothing reaches every method's cross-entropies, and nothing else", (t) => {
+  const { images, labels } = batch(4);
+  for (const name of ['vanilla', 'dml', 'one', 'dualnet', 'ffl']) {
+    const lossesAt = (labelSmoothing: number) => {
+      const recipe = recipeOf({ method: { name } });
+      const { session, program } = open({ ...recipe, training: { ...recipe.training, labelSmoothing } });
+      const { losses } = session.run(`compute@${n}`, { images, labels, distillWeight: 0.5, shardWeight: 1 });
+      session.close();
+      return new Map(program.rounds[0]!.losses.map((term, i) => [term, losses![i]!]));
+    };
+    const [none, some, more] = [0, 0.2, 0.4].map(lossesAt) as [
+      Map<string, number>,
+      Map<string, number>,
+      Map<string, number>,
+    ];
+    for (const [term, hard] of none) {
+      if (term === 'total') continue;
+      const [once, twice] = [some.get(term)! - hard, more.get(term)! - hard];
+      if (term.startsWith('ce.')) t.true(Math.abs(once) > 1e-3 && Math.abs(twice - 2 * once) < 1e-5, `${name} ${term}`);
+      else t.is(once, 0, `${name} ${term}`);
+    }
+  }
+});
+
 for (const [name, variant] of Object.entries(variants)) {
   for (const precision of ['f32', 'bf16'] as const) {
     test(`${name}, ${precision}: its parts are the whole, round by round`, (t) => {

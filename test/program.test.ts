@@ -249,6 +249,30 @@ test('the published loss values', (t) => {
   }
 });
 
+test("smoothed labels are PyTorch's: a target of 1 - s + s / C for the label, s / C for all others", (t) => {
+  const logits = [
+    [2, -1, 0.5],
+    [0.1, 0.2, 0.3],
+  ];
+  const [labels, s] = [[0, 1], 0.1];
+  const expected = logits.map((z, i) => {
+    const norm = Math.log(z.reduce((sum, x) => sum + Math.exp(x), 0));
+    return z.reduce((sum, x, c) => sum + (s / 3 + (c === labels[i] ? 1 - s : 0)) * (norm - x), 0);
+  });
+  const y = tf.tensor1d(labels, 'int32');
+  const loss = (z: Tensor) => crossEntropy(z, y, s);
+  const [value] = loss(tf.tensor2d(logits)).dataSync();
+  t.true(Math.abs(value! - (expected[0]! + expected[1]!) / 2) < 1e-6);
+  const gradient = tf.grad(loss)(tf.tensor2d(logits)).dataSync();
+  logits.forEach((z, i) => {
+    const sum = z.reduce((all, x) => all + Math.exp(x), 0);
+    z.forEach((x, c) => {
+      const wanted = (Math.exp(x) / sum - s / 3 - (c === labels[i] ? 1 - s : 0)) / 2; // (softmax - target) / B
+      t.true(Math.abs(gradient[3 * i + c]! - wanted) < 1e-6);
+    });
+  });
+});
+
 test('gradients agree with finite differences of the loss', (t) => {
   const { graph, program } = buildProgram(optionsOf(recipeOf()));
   const session = new Session(graph);

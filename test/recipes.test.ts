@@ -45,6 +45,7 @@ function networkName(branch: Branch): string {
     case 'wrn':
       return `WRN-${branch.depth}-${branch.widen}`;
     case 'mobilenetv2':
+    case 'imagenet-mobilenetv2':
       return 'MobileNetV2';
     default:
       return branch.network;

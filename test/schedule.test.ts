@@ -1,4 +1,4 @@
-import test from 'ava';
+import test, { type ExecutionContext } from 'ava';
 import { checkRecipe } from '../core/recipe.ts';
 import { distillWeightAt, learningRateAt, rampUpWeight, roundNames, roundsAt, totalSteps } from '../core/schedule.ts';
 
@@ -37,6 +37,46 @@ test('the learning rate falls at each milestone, from the first step of its epoc
   const expected = [0.1, 0.1, 0.01, 0.01, 0.001, 0.001];
   rates.forEach((rate, i) => {
     t.true(Math.abs(rate - expected[i]!) < 1e-15);
+  });
+});
+
+/** Learning rates of a run's steps, four an epoch. */
+const ratesOf = (training: object, epochs: number[], method: object = { name: 'ffl' }) =>
+  epochs.map((at) => learningRateAt(changed(method, training), Math.floor(at), at % 1));
+
+function close(t: ExecutionContext, found: number[], wanted: number[]): void {
+  t.is(found.length, wanted.length);
+  found.forEach((rate, i) => {
+    t.true(Math.abs(rate - wanted[i]!) < 1e-12, `${i}: ${rate}, not ${wanted[i]}`);
+  });
+}
+
+test("a warm-up grows from step to step as PyTorch's LinearLR does, and milestones stay where they are", (t) => {
+  const training = { epochs: 10, learningRate: 1, milestones: [4], warmUp: { epochs: 2, startFactor: 0.2 } };
+  close(t, ratesOf(training, [0, 0.25, 1, 1.75, 2, 3.75, 4, 9.75]), [0.2, 0.3, 0.6, 0.9, 1, 1, 0.1, 0.1]);
+});
+
+test("after the warm-up half a cosine falls to 0, as PyTorch's CosineAnnealingLR does", (t) => {
+  const training = { epochs: 10, learningRate: 2, schedule: 'cosine', warmUp: { epochs: 2, startFactor: 0 } };
+  const cosine = (progress: number) => 1 + Math.cos(Math.PI * progress);
+  close(t, ratesOf(training, [0, 1, 2, 4, 6, 9.75]), [0, 1, 2, cosine(0.25), 1, cosine(7.75 / 8)]);
+});
+
+test('the learning rate scales with the batch, where it is given for another one', (t) => {
+  close(t, ratesOf({ batch: 1024, referenceBatch: 256, milestones: [30] }, [0, 30]), [0.4, 0.04]);
+  close(t, ratesOf({ batch: 64, referenceBatch: 256 }, [0]), [0.025]);
+  close(t, ratesOf({ batch: 1024 }, [0]), [0.1]);
+});
+
+test('each phase of a method has its own warm-up', (t) => {
+  const training = { epochs: 10, learningRate: 1, milestones: [9], warmUp: { epochs: 5, startFactor: 0 } };
+  const halves = { name: 'dualnet', schedule: 'iterative', phases: { standard: 1, fine: 1, classifiers: 0 } };
+  close(t, ratesOf(training, [0, 1, 2.5, 4, 5, 6, 7.5], halves), [0, 0.4, 1, 1, 0, 0.4, 1]);
+});
+
+test('a warm-up that takes the whole run is refused', (t) => {
+  t.throws(() => changed({ name: 'ffl' }, { epochs: 5, warmUp: { epochs: 5 } }), {
+    message: /training.warmUp.epochs: 5/,
   });
 });
 

@@ -7,7 +7,7 @@
  * each seeing what the ones before have just learnt.
  */
 import type { MethodRecipe } from '../../core/recipe.ts';
-import { crossEntropy, distillation } from '../losses.ts';
+import { distillation } from '../losses.ts';
 import { type Tensor, tf } from '../tensorflow.ts';
 import { branchClassifiers, mean } from './common.ts';
 import type { Method } from './method.ts';
@@ -24,10 +24,10 @@ export function dml({ temperature, teacherEpsilon, reduce, target }: Options): M
   };
   return {
     reads: [],
-    losses(_, { branches, labels, distillWeight }, round) {
+    losses(_, { branches, crossEntropy, distillWeight }, round) {
       const logits = branches.map((branch) => branch.logits);
       const learning = logits.flatMap((_, k) => (round === 'all' || round === `network.${k}` ? [k] : []));
-      const ce = learning.map((k) => [`ce.${k}`, crossEntropy(logits[k]!, labels)] as const);
+      const ce = learning.map((k) => [`ce.${k}`, crossEntropy(logits[k]!)] as const);
       const distilled = learning.map((k) => [`kl.${k}`, mutual(logits, k)] as const);
       const sum = (terms: (readonly [string, Tensor])[]) => tf.addN(terms.map(([, term]) => term));
       const total = tf.add(sum(ce), tf.mul(distillWeight, sum(distilled)));

@@ -12,7 +12,6 @@
  */
 import type { MethodRecipe } from '../../core/recipe.ts';
 import type { Builder } from '../builder.ts';
-import { crossEntropy } from '../losses.ts';
 import { type Tensor, tf } from '../tensorflow.ts';
 import { branchClassifiers, mean } from './common.ts';
 import type { BranchOutputs, Method, Owner } from './method.ts';
@@ -39,12 +38,12 @@ export function dualnet({ auxiliaryWeight }: Options): Method {
   const weigh = (terms: Tensor[]) => tf.mul(tf.addN(terms), tf.scalar(auxiliaryWeight));
   return {
     reads: ['pooled'],
-    losses(b, { branches, classes, labels }, round) {
+    losses(b, { branches, classes, crossEntropy }, round) {
       const { judged, fused } = PHASES[round]!;
-      const ce = judged.map((k) => crossEntropy(branches[k]!.logits, labels));
+      const ce = judged.map((k) => crossEntropy(branches[k]!.logits));
       const named = Object.fromEntries(judged.map((k, i) => [`ce.${k}`, ce[i]!]));
       if (!fused) return { ...named, total: tf.addN(ce) };
-      const ceFused = crossEntropy(fuse(b, branches, classes), labels);
+      const ceFused = crossEntropy(fuse(b, branches, classes));
       return { ...named, 'ce.fused': ceFused, total: tf.add(ceFused, weigh(ce)) };
     },
     classifiers(b, { branches, classes }) {

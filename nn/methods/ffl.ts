@@ -14,7 +14,7 @@
 import type { MethodRecipe } from '../../core/recipe.ts';
 import type { Builder } from '../builder.ts';
 import { cast, globalAveragePool, relu } from '../graph/ops.ts';
-import { crossEntropy, distillation } from '../losses.ts';
+import { distillation } from '../losses.ts';
 import { type Tensor, tf } from '../tensorflow.ts';
 import { branchClassifiers, mean, numbered } from './common.ts';
 import type { BranchOutputs, Method } from './method.ts';
@@ -27,17 +27,14 @@ export function ffl({ temperature, teacherEpsilon, fusion, ensembleToFused, fuse
   const kl = (student: Tensor, teacher: Tensor) => distillation(student, teacher, temperature, teacherEpsilon);
   return {
     reads: fusion === null ? [] : ['map'],
-    losses(b, { branches, classes, labels, distillWeight }) {
+    losses(b, { branches, classes, crossEntropy, distillWeight }) {
       const logits = branches.map((branch) => branch.logits);
       const fused = fuse(b, branches, classes);
       const ensemble = mean(logits);
       const teacher = fused ?? ensemble;
 
-      const ce = numbered(
-        'ce',
-        logits.map((z) => crossEntropy(z, labels)),
-      );
-      if (fused !== null) ce['ce.fused'] = crossEntropy(fused, labels);
+      const ce = numbered('ce', logits.map(crossEntropy));
+      if (fused !== null) ce['ce.fused'] = crossEntropy(fused);
       const kd: Record<string, Tensor> = fused !== null && ensembleToFused ? { ekd: kl(fused, ensemble) } : {};
       if (fusedToBranch)
         Object.assign(

@@ -32,8 +32,8 @@ export interface MethodInput {
 }
 
 export interface TrainingInput extends MethodInput {
-  /** i32[B] */
-  labels: Tensor;
+  /** @param logits f32[B, classes]   @returns f32[]: against the batch's labels, as the recipe wants it smoothed */
+  crossEntropy(logits: Tensor): Tensor;
   /** f32[]: w(e), the ramp-up weight of the distillation terms. */
   distillWeight: Tensor;
 }

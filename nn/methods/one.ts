@@ -10,7 +10,7 @@
 import type { MethodRecipe } from '../../core/recipe.ts';
 import type { Builder } from '../builder.ts';
 import { cast, globalAveragePool, logSoftmax, relu } from '../graph/ops.ts';
-import { crossEntropy, distillation } from '../losses.ts';
+import { distillation } from '../losses.ts';
 import { basicBlock } from '../models/resnet.ts';
 import { type Tensor, tf } from '../tensorflow.ts';
 import { branchClassifiers, numbered } from './common.ts';
@@ -26,11 +26,11 @@ export function one({ temperature, teacherEpsilon, gateBlocks }: Options): Metho
       for (let i = 0; i < gateBlocks; i++) map = basicBlock(b, `gate.blocks.${i}`, map, map.shape[3]!, 1);
       return globalAveragePool(cast(map, b.precision, 'f32'));
     },
-    losses(b, { branches, labels, distillWeight }) {
+    losses(b, { branches, crossEntropy, distillWeight }) {
       const logits = branches.map((branch) => branch.logits);
       const gated = gate(b, branches);
-      const ce = logits.map((z) => crossEntropy(z, labels));
-      const ceGated = crossEntropy(gated, labels);
+      const ce = logits.map(crossEntropy);
+      const ceGated = crossEntropy(gated);
       const kd = logits.map((z) => distillation(z, gated, temperature, teacherEpsilon));
       const total = tf.add(tf.addN([...ce, ceGated]), tf.mul(distillWeight, tf.addN(kd)));
       return { ...numbered('ce', ce), 'ce.gated': ceGated, ...numbered('kd', kd), total };
