@@ -74,10 +74,10 @@ async function checkSamples(dataset: Dataset, anySize: boolean, signal: AbortSig
   for (let index = 0; index < dataset.length; index++) {
     if (index % SAMPLES_A_TURN === 0) await setImmediate();
     signal.throwIfAborted();
-    const { bytes, label } = dataset.read(index);
-    perClass[label]!++;
+    perClass[dataset.label(index)]!++;
     if (dataset.encoding !== 'image-file') continue;
     try {
+      const bytes = await dataset.read(index);
       if (anySize) checkImage(bytes);
       else decodeImage(bytes, dataset.image, pixels);
     } catch (error) {

@@ -50,8 +50,11 @@ function handlers({ membership, shards: current, meter, watch }: ServiceOptions,
         throw new BraidError('PROTOCOL', `no shards of ${split} for replica ${replica} of ${shards.replicas}`);
       }
       const end = shards.count(split, replica);
-      for (let step = firstStep; step < end; step++) {
-        const shard = shards.encoded(split, step, replica);
+      let next = firstStep < end ? shards.encoded(split, firstStep, replica) : null;
+      for (let step = firstStep; next !== null; step++) {
+        const shard = await next;
+        next = step + 1 < end ? shards.encoded(split, step + 1, replica) : null; // is read while this one is sent
+        next?.catch(() => {}); // told when its turn comes
         meter.moved('shards', 'received', shard.length);
         yield* parts({ run, generation, step }, shard);
       }

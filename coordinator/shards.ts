@@ -13,21 +13,23 @@ import { type Plan, samplerOf } from './plan.ts';
  * stream can hold on its way (16 parts of 1 MiB).
  */
 const KEPT_BYTES_A_REPLICA = 32 << 20;
+/** In place of a sample that cannot be read: no decoder takes it. */
 const UNREADABLE = new Uint8Array(0);
-/** In place of a label that has not been read yet. */
-const UNKNOWN = -1;
+
+interface Kept {
+  encoded: Promise<Uint8Array>;
+  /** 0 while it is being made. */
+  bytes: number;
+}
 
 export class Shards {
   private readonly plan: Plan;
   /** By split, step and replica, the oldest first. Empty where each shard has only one reader. */
-  private readonly kept = new Map<string, Uint8Array>();
+  private readonly kept = new Map<string, Kept>();
   private keptBytes = 0;
-  /** By split and sample id, as far as they have been read: an image file is not read once more for its label. */
-  private readonly known: Record<'train' | 'test', Int32Array>;
 
   constructor(plan: Plan) {
     this.plan = plan;
-    this.known = { train: unknown(plan.train.length), test: unknown(plan.test.length) };
   }
 
   get replicas(): number {
@@ -54,67 +56,69 @@ export class Shards {
 
   /** i32[n] */
   labels(split: Split, step: number, replica: number): Int32Array {
-    const { dataset, known } = this.side(split);
-    return this.sampleIds(split, step, replica).map((id) => {
-      if (known[id] === UNKNOWN) known[id] = dataset.read(id).label;
-      return known[id]!;
-    });
+    const dataset = this.datasetOf(split);
+    return this.sampleIds(split, step, replica).map((id) => dataset.label(id));
   }
 
   /** The payload of a shard, as it goes to the workers of its replica. */
-  encoded(split: Split, step: number, replica: number): Uint8Array {
+  encoded(split: Split, step: number, replica: number): Promise<Uint8Array> {
     const key = `${split} ${step} ${replica}`;
     const kept = this.kept.get(key);
-    if (kept !== undefined) return kept;
+    if (kept !== undefined) return kept.encoded;
     const encoded = this.encode(split, step, replica);
     if (split === 'SPLIT_TRAIN' && this.plan.recipe.cluster.placement === 'split') {
-      this.keep(key, encoded);
+      this.keep(key, { encoded, bytes: 0 });
     }
     return encoded;
   }
 
-  private keep(key: string, encoded: Uint8Array): void {
-    this.kept.set(key, encoded);
-    this.keptBytes += encoded.length;
-    for (const [oldest, { length }] of this.kept) {
+  private keep(key: string, kept: Kept): void {
+    this.kept.set(key, kept);
+    kept.encoded.then(
+      ({ length }) => {
+        if (this.kept.get(key) !== kept) return;
+        kept.bytes = length;
+        this.keptBytes += length;
+        this.forget();
+      },
+      () => this.kept.delete(key),
+    );
+  }
+
+  private forget(): void {
+    for (const [oldest, { bytes }] of this.kept) {
       if (this.keptBytes <= KEPT_BYTES_A_REPLICA * this.plan.replicas) return;
       this.kept.delete(oldest);
-      this.keptBytes -= length;
+      this.keptBytes -= bytes;
     }
   }
 
-  private encode(split: Split, step: number, replica: number): Uint8Array {
-    const { dataset, known } = this.side(split);
+  private async encode(split: Split, step: number, replica: number): Promise<Uint8Array> {
+    const dataset = this.datasetOf(split);
     const sampleIds = this.sampleIds(split, step, replica);
     const skips = this.plan.recipe.data.onBadSample === 'skip' && split === 'SPLIT_TRAIN';
-    const records = Array.from(sampleIds, (id) => {
-      try {
-        const { bytes, label } = dataset.read(id);
-        known[id] = label;
-        return bytes;
-      } catch (error) {
-        if (!skips) throw error;
-        known[id] = 0; // whatever: another sample stands in
-        return UNREADABLE; // and no decoder takes it
-      }
-    });
+    const records = await Promise.all(
+      Array.from(sampleIds, async (id) => {
+        try {
+          return await dataset.read(id);
+        } catch (error) {
+          if (!skips) throw error;
+          return UNREADABLE;
+        }
+      }),
+    );
     return encodeShard({
       step,
       epoch: split === 'SPLIT_TRAIN' ? Math.floor(step / this.plan.stepsPerEpoch) : 0,
       encoding: dataset.encoding,
       image: dataset.image,
       sampleIds,
-      labels: sampleIds.map((id) => known[id]!),
+      labels: this.labels(split, step, replica),
       records,
     });
   }
 
-  private side(split: Split): { dataset: Dataset; known: Int32Array } {
-    const side = split === 'SPLIT_TRAIN' ? 'train' : 'test';
-    return { dataset: this.plan[side], known: this.known[side] };
+  private datasetOf(split: Split): Dataset {
+    return split === 'SPLIT_TRAIN' ? this.plan.train : this.plan.test;
   }
-}
-
-function unknown(length: number): Int32Array {
-  return new Int32Array(length).fill(UNKNOWN);
 }

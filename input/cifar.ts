@@ -56,10 +56,13 @@ export async function openCifar(data: Recipe['data'], format: keyof typeof forma
     image: IMAGE,
     encoding: 'raw-chw',
     recordBytes: IMAGE_BYTES,
-    read(index) {
+    async read(index) {
       const { stored, row } = locate(index);
-      const bytes = stored.read(row * rowBytes, rowBytes);
-      return { bytes: bytes.subarray(labelBytes), label: bytes[labelBytes - 1]! };
+      return stored.read(row * rowBytes + labelBytes, IMAGE_BYTES);
+    },
+    label(index) {
+      const { stored, row } = locate(index);
+      return stored.read(row * rowBytes + labelBytes - 1, 1)[0]!;
     },
     where(index) {
       const { stored, row } = locate(index);

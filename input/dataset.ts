@@ -25,7 +25,8 @@ export interface Dataset {
   /** The largest sample as stored. */
   readonly recordBytes: number;
   /** A sample as stored: not decoded, and possibly a view of memory that the data set owns. index in [0, length). */
-  read(index: number): { bytes: Uint8Array; label: number };
+  read(index: number): Promise<Uint8Array>;
+  label(index: number): number;
   /** The file and the place in it that a sample comes from, for messages. */
   where(index: number): string;
   close(): void;

@@ -21,7 +21,7 @@ import { acquireLock } from './lock.ts';
 import { Progress } from './progress.ts';
 import { type Published, type PublishedFile, published, type Source } from './sources.ts';
 import { openPositional } from './stored-file.ts';
-import { readTarIndex } from './tar.ts';
+import { type TarMember, tarMembers } from './tar.ts';
 
 export interface FetchOptions {
   signal: AbortSignal;
@@ -160,7 +160,8 @@ async function unpackArchive(
   await pipeline(createReadStream(archive), createGunzip(), createWriteStream(plain));
   const stored = openPositional(plain, '', 'a tar file');
   try {
-    const members = new Map(readTarIndex(stored).map((member) => [member.name, member]));
+    const members = new Map<string, TarMember>();
+    for await (const member of tarMembers(stored)) members.set(member.name, member);
     for (const { name } of missing) {
       const member = members.get(`${inside}/${name}`);
       if (member === undefined) throw new Error(`the archive holds no ${inside}/${name}`);

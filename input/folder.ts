@@ -7,7 +7,7 @@ import type { Recipe } from '../core/recipe.ts';
 import type { Dataset, Split } from './dataset.ts';
 import { type ImageHeader, readImageHeader } from './image-header.ts';
 import { invalidData, openPositional, systemReason } from './stored-file.ts';
-import { readTarIndex } from './tar.ts';
+import { tarMembers } from './tar.ts';
 
 const HEADER_BYTES = 4096; // enough for most headers; a JPEG with a large preview in front is read whole
 const CHECKS_A_TURN = 1000; // files checked before other work of this process gets a turn
@@ -37,9 +37,9 @@ interface Tree {
  * recipe crops them to one.
  */
 export async function openFolder(data: Recipe['data'], split: Split): Promise<Dataset> {
-  const tree = openTree(split === 'train' ? data.path : data.testPath!);
+  const tree = await openTree(split === 'train' ? data.path : data.testPath!);
   try {
-    if (split === 'test') requireSameClasses(data.path, tree);
+    if (split === 'test') await requireSameClasses(data.path, tree);
     const classes = data.classes ?? tree.classNames.length;
     if (tree.classNames.length > classes) {
       throw invalidData(
@@ -50,7 +50,8 @@ export async function openFolder(data: Recipe['data'], split: Split): Promise<Da
       );
     }
     const channels = data.mean.length === 1 ? 1 : 3;
-    const { first, recordBytes } = await requireImages(tree, channels, data.resizedCrop === null);
+    const skips = split === 'train' && data.onBadSample === 'skip';
+    const { first, recordBytes } = await requireImages(tree, channels, data.resizedCrop === null, skips);
     const { height, width } =
       data.resizedCrop === null ? first : { height: data.resizedCrop.size, width: data.resizedCrop.size };
     const labels = new Map(tree.classNames.map((name, label) => [name, label]));
@@ -61,10 +62,8 @@ export async function openFolder(data: Recipe['data'], split: Split): Promise<Da
       image: { height, width, channels },
       encoding: 'image-file',
       recordBytes,
-      read: (index) => {
-        const entry = tree.entries[index]!;
-        return { bytes: entry.read(Number.POSITIVE_INFINITY), label: labels.get(entry.className)! };
-      },
+      read: async (index) => tree.entries[index]!.read(Number.POSITIVE_INFINITY),
+      label: (index) => labels.get(tree.entries[index]!.className)!,
       where: (index) => join(tree.root, tree.entries[index]!.name),
       close: () => tree.close(),
     };
@@ -74,12 +73,14 @@ export async function openFolder(data: Recipe['data'], split: Split): Promise<Da
   }
 }
 
-function openTree(root: string): Tree {
+async function openTree(root: string): Promise<Tree> {
   const remedy = 'Set data.path and data.testPath to a folder, or a .tar, that has a sub-folder a class.';
   const expected = 'a folder or a .tar with a sub-folder a class';
   const stat = statSync(root, { throwIfNoEntry: false });
   if (stat === undefined) throw invalidData(root, 'no such file', expected, remedy);
-  const { classNames, entries, close } = stat.isDirectory() ? openDirectory(root) : openTar(root, remedy, expected);
+  const { classNames, entries, close } = stat.isDirectory()
+    ? openDirectory(root)
+    : await openTar(root, remedy, expected);
   try {
     if (classNames.size === 0) throw invalidData(root, 'no sub-folder', expected, remedy);
     const filled = new Set(entries.map(({ className }) => className));
@@ -120,16 +121,16 @@ function classFolders(root: string): string[] {
   return readdirSync(root).filter((name) => !name.startsWith('.') && statSync(join(root, name)).isDirectory());
 }
 
-function openTar(
+async function openTar(
   root: string,
   remedy: string,
   expected: string,
-): { classNames: Set<string>; entries: Entry[]; close(): void } {
+): Promise<{ classNames: Set<string>; entries: Entry[]; close(): void }> {
   const stored = openPositional(root, remedy, expected);
   try {
     const classNames = new Set<string>();
     const entries: Entry[] = [];
-    for (const { name, folder, offset, size } of readTarIndex(stored)) {
+    for await (const { name, folder, offset, size } of tarMembers(stored)) {
       const [className, ...rest] = name.split('/') as [string, ...string[]];
       if (className === '' || className === '.' || name.split('/').some((part) => part !== '.' && part.startsWith('.')))
         continue;
@@ -181,8 +182,8 @@ function sizeOf(file: string): number {
   }
 }
 
-function requireSameClasses(trainRoot: string, test: Tree): void {
-  const train = openTree(trainRoot);
+async function requireSameClasses(trainRoot: string, test: Tree): Promise<void> {
+  const train = await openTree(trainRoot);
   train.close();
   const missing = train.classNames.find((name) => !test.classNames.includes(name));
   const extra = test.classNames.find((name) => !train.classNames.includes(name));
@@ -198,25 +199,35 @@ function requireSameClasses(trainRoot: string, test: Tree): void {
 /**
  * Reads every header.
  * @param oneSize whether all must have the size of the first
+ * @param skips whether one that cannot be read is left for the decoder to complain about: another sample stands in for it
  */
 async function requireImages(
   tree: Tree,
   channels: 1 | 3,
   oneSize: boolean,
+  skips: boolean,
 ): Promise<{ first: ImageHeader; recordBytes: number }> {
-  let first: ImageHeader | null = null;
+  let first: (ImageHeader & { name: string }) | null = null;
+  let unreadable: BraidError | null = null;
   let recordBytes = 0;
   for (const [index, entry] of tree.entries.entries()) {
     if (index % CHECKS_A_TURN === CHECKS_A_TURN - 1) await setImmediate();
     const file = join(tree.root, entry.name);
-    const header = headerOf(entry, file);
-    first ??= header;
-    recordBytes = Math.max(recordBytes, entry.size());
+    let header: ImageHeader;
+    try {
+      recordBytes = Math.max(recordBytes, entry.size());
+      header = headerOf(entry, file);
+    } catch (error) {
+      if (!skips || !(error instanceof BraidError)) throw error;
+      unreadable ??= error;
+      continue;
+    }
+    first ??= { ...header, name: entry.name };
     if (oneSize && (header.height !== first.height || header.width !== first.width)) {
       throw invalidData(
         file,
         `${header.height}x${header.width} pixels`,
-        `${first.height}x${first.width}, the size of ${tree.entries[0]!.name}`,
+        `${first.height}x${first.width}, the size of ${first.name}`,
         'Set data.resizedCrop to train on images of any size, or resize the images of both splits to one size first.',
       );
     }
@@ -229,7 +240,8 @@ async function requireImages(
       );
     }
   }
-  return { first: first!, recordBytes };
+  if (first === null) throw unreadable!;
+  return { first, recordBytes };
 }
 
 function headerOf(entry: Entry, file: string): ImageHeader {

@@ -49,7 +49,8 @@ export async function openIdx(data: Recipe['data'], split: Split): Promise<Datas
       image: { height, width, channels: 1 },
       encoding: 'raw-hwc',
       recordBytes: imageBytes,
-      read: (index) => ({ bytes: images.read(16 + index * imageBytes, imageBytes), label: labels.values[index]! }),
+      read: async (index) => images.read(16 + index * imageBytes, imageBytes),
+      label: (index) => labels.values[index]!,
       where: (index) => `${images.file}, image ${index}`,
       close: () => images.close(),
     };

@@ -1,5 +1,6 @@
 /** The index of a tar file: where each member's bytes are, from its headers alone. */
-import { invalidData, type StoredFile } from './stored-file.ts';
+import { type RangedFile, Window } from './ranges.ts';
+import { invalidData } from './stored-file.ts';
 
 export interface TarMember {
   /** As stored, without a leading "./" and a trailing "/". */
@@ -12,15 +13,12 @@ export interface TarMember {
 }
 
 const BLOCK = 512;
-const WINDOW_BYTES = 1 << 20; // read at a time: headers of small members come many to a read
 const MAX_LONG_NAME_BYTES = 1 << 20; // a pax or GNU name record; real ones have some hundred bytes
 
 const REMEDY = 'Make it again with `tar -cf` (not compressed), a sub-folder a class.';
 
 /** Scans ustar, GNU and pax tar files. Members that are neither files nor folders (links, devices) are refused. */
-export function readTarIndex(stored: StoredFile): TarMember[] {
-  const window = new Window(stored);
-  const members: TarMember[] = [];
+export async function* tarMembers(stored: RangedFile, window = new Window(stored)): AsyncGenerator<TarMember> {
   let longName: string | null = null;
   let longSize: number | null = null;
   for (let at = 0; ; ) {
@@ -32,8 +30,8 @@ export function readTarIndex(stored: StoredFile): TarMember[] {
         REMEDY,
       );
     }
-    const block = window.read(at, BLOCK);
-    if (block.every((byte) => byte === 0)) return members;
+    const block = await window.read(at, BLOCK);
+    if (block.every((byte) => byte === 0)) return;
     requireChecksum(stored, block, at);
     const type = String.fromCharCode(block[156]!);
     const isRecord = type === 'x' || type === 'g' || type === 'L' || type === 'K';
@@ -53,7 +51,7 @@ export function readTarIndex(stored: StoredFile): TarMember[] {
       if (size > MAX_LONG_NAME_BYTES) {
         throw invalidData(stored.file, `a header record of ${size} bytes`, `at most ${MAX_LONG_NAME_BYTES}`, REMEDY);
       }
-      const record = window.read(offset, size);
+      const record = await window.read(offset, size);
       if (type === 'L') longName = text(record, 0, size);
       if (type === 'x') {
         const pax = paxRecords(record);
@@ -67,33 +65,14 @@ export function readTarIndex(stored: StoredFile): TarMember[] {
     if (!folder && type !== '0' && type !== '\0' && type !== '7') {
       throw invalidData(stored.file, `${name} of tar type "${type}"`, 'only files and folders', REMEDY);
     }
-    members.push({ name, folder, offset, size: folder ? 0 : size });
+    yield { name, folder, offset, size: folder ? 0 : size };
     longName = null;
     longSize = null;
   }
 }
 
-/** The last stretch of the file that was read. */
-class Window {
-  private readonly stored: StoredFile;
-  private start = 0;
-  private bytes: Uint8Array = new Uint8Array(0);
-
-  constructor(stored: StoredFile) {
-    this.stored = stored;
-  }
-
-  read(offset: number, length: number): Uint8Array {
-    if (offset < this.start || offset + length > this.start + this.bytes.length) {
-      this.start = offset;
-      this.bytes = this.stored.read(offset, Math.min(Math.max(length, WINDOW_BYTES), this.stored.size - offset));
-    }
-    return this.bytes.subarray(offset - this.start, offset - this.start + length);
-  }
-}
-
 /** The header's bytes must add up to the number it states, counting the number's own place as spaces. */
-function requireChecksum(stored: StoredFile, block: Uint8Array, at: number): void {
+function requireChecksum(stored: RangedFile, block: Uint8Array, at: number): void {
   let sum = 8 * 0x20;
   for (let i = 0; i < BLOCK; i++) if (i < 148 || i >= 156) sum += block[i]!;
   if (sum === number(block, 148, 8)) return;

@@ -10,7 +10,8 @@ export function fakeDataset(name: string, length: number): Dataset {
     image: { height: 2, width: 2, channels: 1 },
     encoding: 'raw-hwc',
     recordBytes: 4,
-    read: (index) => ({ bytes: new Uint8Array(4).fill(index), label: index % 3 }),
+    read: async (index) => new Uint8Array(4).fill(index),
+    label: (index) => index % 3,
     where: (index) => `${name}, sample ${index}`,
     close() {},
   };

@@ -8,18 +8,18 @@ import { standIns } from '../core/stand-ins.ts';
 import type { TensorMap } from '../nn/variables.ts';
 import { type Folder, readTensors, temporaryFolder, trainProcess, writeRecipe } from './training.ts';
 
-/** Two classes of 8x8 images, 16 each; two of them are cut short. */
-function dataWithBadSamples(folder: Folder): void {
+/** Two classes of 8x8 images, 16 each; two of them are cut short. @param at bytes that are left of the first */
+function dataWithBadSamples(folder: Folder, at: number): void {
   for (const split of ['train', 'test']) {
     for (const [label, name] of ['dark', 'light'].entries()) {
       for (let i = 0; i < 16; i++) {
         const png = new PNG({ width: 8, height: 8 });
-        png.data.forEach((_, at) => {
-          png.data[at] = at % 4 === 3 ? 255 : 60 + 120 * label + ((i * 31 + at) % 60);
+        png.data.forEach((_, k) => {
+          png.data[k] = k % 4 === 3 ? 255 : 60 + 120 * label + ((i * 31 + k) % 60);
         });
         const bytes = PNG.sync.write(png);
         const bad =
-          split === 'train' && label === 1 ? { 3: bytes.subarray(0, 70), 9: bytes.subarray(0, 100) }[i] : undefined;
+          split === 'train' && label === 1 ? { 3: bytes.subarray(0, at), 9: bytes.subarray(0, 100) }[i] : undefined;
         folder.write(`${split}/${name}/${String(i).padStart(2, '0')}.png`, bad ?? bytes);
       }
     }
@@ -27,7 +27,7 @@ function dataWithBadSamples(folder: Folder): void {
 }
 
 function recipeIn(folder: Folder, onBadSample: string, placement: string): string {
-  dataWithBadSamples(folder);
+  dataWithBadSamples(folder, onBadSample === 'skip' ? 20 : 70); // 20: not even its header is whole
   return writeRecipe(folder, {
     name: 'bad',
     data: {

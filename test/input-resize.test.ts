@@ -6,7 +6,7 @@ import fc from 'fast-check';
 import { PNG } from 'pngjs';
 import { checkRecipe, type ResizedCrop } from '../core/recipe.ts';
 import type { EncodedShard } from '../input/shard.ts';
-import { compileKernels } from '../worker/input/build-kernels.ts';
+import { compileKernels } from '../worker/build-kernels.ts';
 import { checkImage, decodePart, headerOf } from '../worker/input/decode.ts';
 import { KERNELS_WASM_BASE64 } from '../worker/input/kernels.wasm.ts';
 import { InputPool } from '../worker/input/pool.ts';
@@ -241,7 +241,7 @@ test('a PNG of 16 bits a sample is rounded to 8', (t) => {
 });
 
 test('kernels.wasm.ts is kernels.wat, compiled', async (t) => {
-  t.is(Buffer.from(await compileKernels()).toString('base64'), KERNELS_WASM_BASE64);
+  t.is(Buffer.from(await compileKernels('input')).toString('base64'), KERNELS_WASM_BASE64);
 });
 
 // ---------------------------------------------------------------- in the pool

@@ -24,7 +24,9 @@ test('CIFAR-10 rows come in file order, with label, planes and place', async (t)
   t.is(train.encoding, 'raw-chw');
   t.is(train.recordBytes, 3072);
   t.deepEqual(
-    [0, 1, 2].map((i) => [train.read(i).label, train.read(i).bytes.length, train.read(i).bytes[0]]),
+    await Promise.all(
+      [0, 1, 2].map(async (i) => [train.label(i), (await train.read(i)).length, (await train.read(i))[0]]),
+    ),
     [
       [3, 3072, 0],
       [1, 3072, 1],
@@ -34,7 +36,7 @@ test('CIFAR-10 rows come in file order, with label, planes and place', async (t)
   t.is(train.where(2), `${join(folder, 'data_batch_2.bin')}, row 0`);
   const held = await openDataset(recipe({ format: 'cifar10', path: folder }), 'test');
   t.is(held.length, 1);
-  t.is(held.read(0).bytes[0], 7);
+  t.is((await held.read(0))[0], 7);
   train.close();
   held.close();
 });
@@ -43,8 +45,8 @@ test('CIFAR-100 gives the fine label, and its unpacked folder is found below the
   const folder = temporary(t);
   put(folder, 'cifar-100-binary/train.bin', cifarRows([[19, 99]], 0));
   const train = await openDataset(recipe({ format: 'cifar100', path: folder }), 'train');
-  t.is(train.read(0).label, 99);
-  t.is(train.read(0).bytes.length, 3072);
+  t.is(train.label(0), 99);
+  t.is((await train.read(0)).length, 3072);
   t.is(train.classes, 100);
 });
 
@@ -103,11 +105,11 @@ test('idx files are read plain and gzipped alike', async (t) => {
     t.deepEqual(train.image, { height: 2, width: 3, channels: 1 });
     t.is(train.encoding, 'raw-hwc');
     t.is(train.recordBytes, 6);
-    t.deepEqual([...train.read(1).bytes], [6, 7, 8, 9, 10, 11]);
-    t.is(train.read(1).label, 1);
+    t.deepEqual([...(await train.read(1))], [6, 7, 8, 9, 10, 11]);
+    t.is(train.label(1), 1);
     const held = await openDataset(data, 'test');
     t.is(held.classes, 5); // as many as the training labels say
-    t.is(held.read(0).label, 2);
+    t.is(held.label(0), 2);
   }
 });
 
@@ -165,13 +167,12 @@ test('a folder and a tar of the same images are the same data set, sorted by cla
   t.is(plain.encoding, 'image-file');
   t.deepEqual(plain.image, { height: 4, width: 5, channels: 3 });
   for (const dataset of [plain, same]) {
-    const read = [0, 1, 2].map((i) => dataset.read(i));
     t.deepEqual(
-      read.map(({ label }) => label),
+      [0, 1, 2].map((i) => dataset.label(i)),
       [0, 1, 1],
     );
     t.deepEqual(
-      read.map(({ bytes }) => Buffer.from(bytes)),
+      (await Promise.all([0, 1, 2].map((i) => dataset.read(i)))).map((bytes) => Buffer.from(bytes)),
       ['ant/b.JPEG', 'cat/0.jpg', 'cat/1.png'].map((name) => Buffer.from(twoClasses[name as keyof typeof twoClasses])),
     );
   }
@@ -205,6 +206,21 @@ test('an image of another size, not an image, truncated or nested too deep is re
   put(folder, 'images.tar', tar({ 'cat/deep/0.png': png(4, 5, 1) }));
   const data = recipe({ format: 'folder', path: join(folder, 'images.tar'), testPath: 'unused' });
   await refused(t, data, 'train', ['cat/deep/0.png: found an image two folders deep']);
+});
+
+test('an image without a readable header is left to be skipped in training, where the recipe says so, and in no evaluation', async (t) => {
+  const folder = temporary(t);
+  const broken = { 'ant/a.jpg': Buffer.alloc(0), 'cat/2.png': Buffer.from('GIF89a..') };
+  for (const [name, bytes] of Object.entries({ ...twoClasses, ...broken })) put(folder, `images/${name}`, bytes);
+  const path = join(folder, 'images');
+  const data = recipe({ format: 'folder', path, testPath: path, onBadSample: 'skip' });
+  const train = await openDataset(data, 'train');
+  t.is(train.length, 5);
+  t.deepEqual(train.image, { height: 4, width: 5, channels: 3 });
+  t.is(train.where(0), join(path, 'ant/a.jpg'));
+  await refused(t, data, 'test', ['ant/a.jpg: found a truncated image']);
+  for (const name of Object.keys(twoClasses)) put(folder, `images/${name}`, Buffer.alloc(3));
+  await refused(t, data, 'train', ['ant/a.jpg: found a truncated image']);
 });
 
 test('with data.resizedCrop images may be of any size: all are seen at one, and the largest file is known', async (t) => {

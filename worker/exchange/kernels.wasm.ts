@@ -1,4 +1,4 @@
-/** kernels.wat, compiled by build-kernels.ts: do not edit. */
+/** kernels.wat, compiled by worker/build-kernels.ts: do not edit. */
 export const KERNELS_WASM_BASE64 = [
   'AGFzbQEAAAABHARgBH9/f38AYAR/f39/AXxgAn9/AXxgA39/fwACEgEDZW52Bm1lbW9yeQIDAYCABAMHBgABAgMDAwc9BgNzdW0A',
   'AA1zdW1BbmRTcXVhcmVzAAEKc3VtU3F1YXJlcwACBm5hcnJvdwADBXdpZGVuAAQFbGFuZXMABQqLEgbLAQEBfyADQQR2IQQgA0EP',

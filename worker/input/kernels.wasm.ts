@@ -1,4 +1,4 @@
-/** kernels.wat, compiled by build-kernels.ts: do not edit. */
+/** kernels.wat, compiled by worker/build-kernels.ts: do not edit. */
 export const KERNELS_WASM_BASE64 = [
   'AGFzbQEAAAABGgJgCn9/f39/f39/f38AYAl/f39/f39/f38AAhIBA2VudgZtZW1vcnkCAwGAgAQDAwIAAQcZAgpob3Jpem9udGFs',
   'AAAIdmVydGljYWwAAQrFBAL5AQIGfwN7QQEgCXRBAXb9ESEQIAUgCEECdGohDQNAIAAhCiAFIQsgBiEMA0AgAiALKAIAaiEOIBAh',
