@@ -6,6 +6,7 @@ export type ErrorCode =
   | 'SETUP' // the machine lacks something: a library, a tool, a port, disk space
   | 'CAPTURE' // an operation or a shape that the graph capture cannot record
   | 'DEVICE' // TensorFlow failed while running a phase
+  | 'OUT_OF_MEMORY' // a device's memory does not hold the recipe's batch
   | 'PROTOCOL' // a message that no correct peer would send: sizes, checksums, order
   | 'UNAUTHORIZED' // a peer without the token, the run's secret, or a certificate that is believed
   | 'VERSION_MISMATCH' // a peer of another Braid version or run

@@ -1,8 +1,9 @@
 /** The thread behind nn/device.ts: captures the program, then runs phases as they are asked for. */
 import { parentPort, workerData } from 'node:worker_threads';
 import { asBraidError } from '../core/errors.ts';
-import type { RunRequest, ThreadMessage } from './device.ts';
+import { availableBytes, type RunRequest, type ThreadMessage } from './device.ts';
 import { Session } from './graph/session.ts';
+import { outOfMemory, requireMemory } from './memory.ts';
 import { buildProgram, type ProgramOptions } from './program.ts';
 
 const port = parentPort!;
@@ -19,7 +20,9 @@ function sendFailure(thrown: unknown, id: number | null): void {
 }
 
 try {
-  const { graph, program } = buildProgram(workerData as ProgramOptions);
+  const options = workerData as ProgramOptions;
+  const { graph, program } = buildProgram(options);
+  requireMemory(graph, program, options, availableBytes());
   const session = new Session(graph);
   port.on('message', ({ id, phase, feeds, into }: RunRequest) => {
     try {
@@ -28,7 +31,9 @@ try {
       const fresh = Object.fromEntries(Object.entries(results).filter(([name]) => into[name] === undefined));
       send({ kind: 'result', id, results: fresh });
     } catch (thrown) {
-      sendFailure(thrown, id);
+      const { code, message } = asBraidError(thrown, 'DEVICE');
+      const short = code === 'OUT_OF_MEMORY' ? outOfMemory(graph, program, options, availableBytes(), message) : thrown;
+      sendFailure(short, id);
     }
   });
   send({ kind: 'ready', program });

@@ -5,6 +5,7 @@
  * environment when it loads, which is when the first Device of the process opens. Not run on a GPU yet: see
  * docs/how-it-works.md.
  */
+import { spawnSync } from 'node:child_process';
 import { readdirSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { Worker } from 'node:worker_threads';
@@ -143,6 +144,16 @@ export function gpuModels(): string[] {
 export function deviceName(): string {
   const first = Number(process.env['CUDA_VISIBLE_DEVICES']?.split(',')[0] ?? 0);
   return gpuModels()[first] ?? 'CPU';
+}
+
+/** Memory that this process's device has left, in bytes; null: not known. The GPU's has not been run on one yet. */
+export function availableBytes(): number | null {
+  if (gpuModels().length === 0) return process.availableMemory();
+  const gpu = process.env['CUDA_VISIBLE_DEVICES']?.split(',')[0] ?? '0';
+  const query = ['--query-gpu=memory.free', '--format=csv,noheader,nounits', '-i', gpu];
+  const { stdout } = spawnSync('nvidia-smi', query, { encoding: 'utf8' });
+  const mebibytes = Number.parseInt(stdout ?? '', 10);
+  return Number.isNaN(mebibytes) ? null : mebibytes * 2 ** 20;
 }
 
 function failureOf(message: ThreadMessage): BraidError {

@@ -40,9 +40,13 @@ export interface PhaseSpec {
 
 export interface Graph {
   /** A serialised SavedModel. */
-  bytes: Uint8Array;
+  model: Uint8Array;
   phases: Record<string, PhaseSpec>;
   nodes: readonly NodeDef[];
+  /** Of results, by the name of their edge. */
+  bytes: ReadonlyMap<string, number>;
+  /** Of every node but constants and variables. */
+  phaseOf: ReadonlyMap<string, string>;
 }
 
 /** A variable of the graph: it lives on the device, in a session. */
@@ -192,7 +196,7 @@ function record(r: Recorder, backend: NodeBackend, body: (c: Capture) => void): 
       },
     );
   }
-  return { bytes: encodeSavedModel(r.nodes), phases, nodes: r.nodes };
+  return { model: encodeSavedModel(r.nodes), phases, nodes: r.nodes, bytes: r.bytes, phaseOf: r.phaseOf };
 }
 
 class GraphVariable implements Variable {

@@ -12,7 +12,7 @@
 import { BraidError } from '../../core/errors.ts';
 import { type Binding, DType, eagerBackend, type OpAttr, type TensorMetadata } from '../tensorflow.ts';
 import type { AttrValue, NodeDef } from './graphdef.ts';
-import { CAPTURED_OPS, shapesOf } from './shapes.ts';
+import { BYTES, CAPTURED_OPS, shapesOf } from './shapes.ts';
 
 /** One result of a node. */
 export interface Edge {
@@ -60,6 +60,9 @@ export class Recorder {
   readonly updates = new Map<string, Set<string>>();
   /** What tfjs-node's backend sees. */
   readonly binding: Binding;
+  /** Bytes of results, by name, and the phase of every node that has one: what nn/graph/memory.ts counts by. */
+  readonly bytes = new Map<string, number>();
+  readonly phaseOf = new Map<string, string>();
 
   private readonly edges = new Map<number, Edge>();
   private nextId = 1;
@@ -90,6 +93,7 @@ export class Recorder {
 
   /** Makes an edge known to tfjs. bf16 shows as float32: tfjs has no such type. */
   register(edge: Edge): number {
+    if (edge.phase !== null) this.note(edge);
     this.edges.set(this.nextId, edge);
     return this.nextId++;
   }
@@ -104,7 +108,16 @@ export class Recorder {
     const name = options.name ?? this.uniqueName([...this.layers, op].join('/'));
     const resolved = inputs.map((edge) => this.resolve(edge).name);
     this.nodes.push({ name, op, inputs: [...resolved, ...(options.control ?? []).map((c) => `^${c}`)], attrs });
+    this.phaseOf.set(name, this.phase);
     return name;
+  }
+
+  private note({ name, shape, dtype, phase }: Edge): void {
+    this.phaseOf.set(name.split(':')[0]!, phase!);
+    this.bytes.set(
+      name,
+      shape.reduce((a, b) => a * b, BYTES[dtype]!),
+    );
   }
 
   /** Marks a node as something that the current phase must not end without. */
@@ -152,6 +165,7 @@ export class Recorder {
       });
       edge = { name, shape, dtype, phase: this.phase };
       this.reads.set(key, edge);
+      this.note(edge);
       afterwards?.(name);
     }
     return edge;

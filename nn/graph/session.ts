@@ -8,6 +8,9 @@ import type { FeedSpec, Graph, PhaseSpec } from './capture.ts';
 
 export type Feed = Float32Array | Int32Array | Uint8Array | number;
 
+/** How TensorFlow says that an allocation failed. */
+const OUT_OF_MEMORY = /OOM when allocating|RESOURCE_EXHAUSTED|Resource ?Exhausted/i;
+
 const binding = eagerBackend.binding;
 
 export class Session {
@@ -18,7 +21,7 @@ export class Session {
     this.graph = graph;
     const folder = mkdtempSync(join(tmpdir(), 'braid-graph-'));
     try {
-      writeFileSync(join(folder, 'saved_model.pb'), graph.bytes);
+      writeFileSync(join(folder, 'saved_model.pb'), graph.model);
       this.id = binding.loadSavedModel(folder, 'serve');
     } catch (cause) {
       throw new BraidError('DEVICE', `TensorFlow refused the graph: ${(cause as Error).message}`, { cause });
@@ -30,7 +33,8 @@ export class Session {
   /**
    * Runs one phase. Blocks the thread.
    * @param into where a result is copied to, by fetch name, instead of a fresh array
-   * @throws BraidError DEVICE when a feed is missing or of another size (nothing ran), or when TensorFlow fails
+   * @throws BraidError DEVICE when a feed is missing or of another size (nothing ran), or when TensorFlow fails;
+   *   OUT_OF_MEMORY when it lacks memory
    */
   run(
     phase: string,
@@ -57,7 +61,9 @@ export class Session {
         for (const { id } of tensors) binding.deleteTensor(id);
       }
     } catch (cause) {
-      throw new BraidError('DEVICE', `phase ${phase} failed: ${(cause as Error).message}`, { cause });
+      const { message } = cause as Error;
+      const code = OUT_OF_MEMORY.test(message) ? 'OUT_OF_MEMORY' : 'DEVICE';
+      throw new BraidError(code, `phase ${phase} failed: ${message}`, { cause });
     } finally {
       for (const id of inputs) binding.deleteTensor(id);
     }

@@ -205,7 +205,15 @@ const SHAPES: Record<string, ShapeFunction> = {
   ],
 };
 
-const BYTES: Record<number, number> = { [DType.UINT8]: 1, [DType.BFLOAT16]: 2, [DType.INT32]: 4, [DType.FLOAT]: 4 };
+/** Of an element. A resource is a handle. */
+export const BYTES: Record<number, number> = {
+  [DType.RESOURCE]: 0,
+  [DType.UINT8]: 1,
+  [DType.BOOL]: 1,
+  [DType.BFLOAT16]: 2,
+  [DType.INT32]: 4,
+  [DType.FLOAT]: 4,
+};
 
 /** The names of all operations that a capture knows. */
 export const CAPTURED_OPS: ReadonlySet<string> = new Set(Object.keys(SHAPES));
