@@ -22,13 +22,14 @@ const WARM_UP_STEPS = 5;
 const { values } = parseArgs({
   options: {
     workers: { type: 'string', default: '2' },
-    transport: { type: 'string', default: 'unix' },
+    transport: { type: 'string', default: 'memory' },
     topology: { type: 'string', default: 'mesh' },
     wire: { type: 'string', default: 'f32' },
     bytes: { type: 'string', default: '25000000' },
   },
 });
 const topology = values.topology === 'ring' ? 'ring' : 'mesh';
+const inPlace = values.transport === 'memory';
 const wire = values.wire === 'bf16' ? 'bf16' : 'f32';
 
 if (process.send === undefined) await lead();
@@ -46,7 +47,7 @@ async function lead(): Promise<void> {
     });
   });
   try {
-    const listen = (rank: number) => (values.transport === 'unix' ? `unix:${join(folder, `${rank}`)}` : '127.0.0.1:0');
+    const listen = (rank: number) => (values.transport === 'tcp' ? '127.0.0.1:0' : `unix:${join(folder, `${rank}`)}`);
     const addresses = (await ask(ranks, listen)) as string[];
     const lengths = values.bytes.split(',').map((bytes) => Number(bytes) / 4);
     const everyone = ranks.map((_, rank) => rank);
@@ -87,7 +88,7 @@ async function follow(): Promise<void> {
   process.once('disconnect', () => process.exit());
   const next = async <T>() => (await messages.next()).value[0] as T;
 
-  const exchange = await Exchange.listen(await next<string>());
+  const exchange = await Exchange.listen(await next<string>(), { inPlace });
   process.send!(exchange.address);
   const plan = await next<ExchangePlan>();
   await exchange.connect(plan, never);

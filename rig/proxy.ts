@@ -71,7 +71,7 @@ export class FaultProxy {
     if (!this.closed) await this.open();
   }
 
-  /** The next bytes of a gradient on their way to or from this worker are not what was sent. */
+  /** The next bytes of the exchange on their way to or from this worker are not what was sent. */
   garbleExchange(): void {
     this.garbleNext = true;
   }
@@ -200,7 +200,7 @@ export class FaultProxy {
           other.destroy();
         });
         from.on('data', (bytes: Buffer) => {
-          if (this.garbleNext && bytes.length > 64) {
+          if (this.garbleNext) {
             this.garbleNext = false;
             bytes[bytes.length - 1]! ^= 0xff;
           }

@@ -89,9 +89,9 @@ async function reduceGetting(
   await using peer = await scriptedPeer();
   const connecting = x.connect(w.plan(0, all(32, 2), { addresses: [x.address, peer.address] }), never);
   const send = await peer.accepted();
-  send.write(frame({ ...header(1), phase: 'welcome', step: 0 }, Buffer.alloc(0)));
+  send.write(frame({ ...header(1), phase: 'welcome', step: 0 }, Buffer.alloc(1)));
   const receive = dialUnix(x.address);
-  receive.write(hello({ run: 'test', secret: SECRET, generation: 1, rank: 1, to: 0 }));
+  receive.write(hello({ run: 'test', secret: SECRET, generation: 1, rank: 1, to: 0, memory: null }));
   await connecting;
   const reducing = x.reduce(5, 0, never);
   send.write(bytes((payload) => peer.checksum(payload)));
@@ -100,6 +100,7 @@ async function reduceGetting(
   return [outcome, x];
 }
 
+const WELCOME_BYTES = HEADER_BYTES + 1;
 const payload = Buffer.alloc(64, 1);
 
 test('a damaged frame is refused before it is added, whatever byte is damaged, and whose it is is said', async (t) => {
@@ -143,7 +144,7 @@ test('a stream that is damaged, cut or mixed with other bytes ends the reduction
   await using w = await world(2);
   let damage = (data: Buffer, _at: number, _near: { destroy(): void }) => data;
   await using line = await between(w.exchanges[1]!.address, (near) => {
-    let at = -HEADER_BYTES; // the welcome passes
+    let at = -WELCOME_BYTES; // it passes
     return (data) => {
       const from = at;
       at += data.length;
@@ -204,12 +205,12 @@ test('a stream that is damaged, cut or mixed with other bytes ends the reduction
 });
 
 /** Bytes of the welcome, and of the frames of one slice of 8 chunks. */
-const SLICE_BYTES = HEADER_BYTES + 8 * (HEADER_BYTES + 4 * CHUNK_ELEMENTS);
+const SLICE_BYTES = WELCOME_BYTES + 8 * (HEADER_BYTES + 4 * CHUNK_ELEMENTS);
 for (const [promise, passes, waits] of [
-  ['at once', HEADER_BYTES, /in the reduce-scatter of step 1, bucket 0, waiting for rank 1/],
+  ['at once', WELCOME_BYTES, /in the reduce-scatter of step 1, bucket 0, waiting for rank 1/],
   [
     'in the middle of a frame',
-    HEADER_BYTES + 5_000_000,
+    WELCOME_BYTES + 5_000_000,
     /in the reduce-scatter of step 1, bucket 0, waiting for rank 1/,
   ],
   ['between its two phases', SLICE_BYTES, /in the all-gather of step 1, bucket 0, waiting for rank 1/],

@@ -12,7 +12,7 @@ import { CHUNK_ELEMENTS, chunksOf, slicesOf } from '../worker/exchange/slices.ts
 import { frame, gradientOf, header, nearestBf16 } from './exchange-world.ts';
 
 const memoryOf = (gradientLength: number) =>
-  new GradientMemory({ gradientLength, wire: 'f32', shared: true, windows: 0 });
+  new GradientMemory({ gradientLength, wire: 'f32', shared: true, windows: 0, inPlace: false });
 
 /** Address of an element. */
 const at = ({ byteOffset }: Float32Array, i: number) => byteOffset + 4 * i;

@@ -54,7 +54,7 @@ test('without TLS, with the certificate of a stranger, or believing a stranger, 
     t.true(['UNAUTHORIZED', 'WORKER_LOST'].includes(error.code), error.message);
     t.regex(error.message, /rank 0/);
   }
-  const greeting = hello({ run: 'test', secret: SECRET, generation: 1, rank: 1, to: 0 });
+  const greeting = hello({ run: 'test', secret: SECRET, generation: 1, rank: 1, to: 0, memory: null });
   t.notRegex((await say(address, greeting)).toString('latin1'), /BRDX/); // an alert at most
 });
 

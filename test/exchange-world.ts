@@ -33,15 +33,21 @@ export interface WorldOptions {
   tls?: (rank: number) => CurrentPems;
   /** What a coordinator that has come back has told all of them. */
   secret?: string;
+  /** Which ranks may read the others' gradients in place; default: none. */
+  inPlace?: (rank: number) => boolean;
 }
 
-export async function world(ranks: number, { transport = 'unix', tls, secret }: WorldOptions = {}): Promise<World> {
+export async function world(
+  ranks: number,
+  { transport = 'unix', tls, secret, inPlace = () => false }: WorldOptions = {},
+): Promise<World> {
   const folder = mkdtempSync(join(tmpdir(), 'braid-exchange-'));
   const exchanges = await Promise.all(
     Array.from({ length: ranks }, (_, rank) =>
       Exchange.listen(transport === 'unix' ? `unix:${folder}/${rank}` : '127.0.0.1:0', {
         tls: tls?.(rank) ?? null,
         secret: () => secret ?? null,
+        inPlace: inPlace(rank),
       }),
     ),
   );
@@ -158,7 +164,7 @@ export function dialUnix(address: string): Socket {
 /** A listener whose first connection is the test's to speak on. */
 export async function scriptedPeer() {
   const folder = mkdtempSync(join(tmpdir(), 'braid-peer-'));
-  const memory = new GradientMemory({ gradientLength: 1024, wire: 'f32', shared: false, windows: 0 });
+  const memory = new GradientMemory({ gradientLength: 1024, wire: 'f32', shared: false, windows: 0, inPlace: false });
   const accepted = Promise.withResolvers<Socket>();
   const server = createServer((socket) => {
     socket.on('error', () => {});

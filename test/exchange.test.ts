@@ -1,5 +1,6 @@
 /** The gradient exchange, over real sockets: what it sums, and who may take part. */
-import { mkdtempSync, readdirSync, readFileSync, rmSync } from 'node:fs';
+import { once } from 'node:events';
+import { mkdtempSync, readdirSync, readFileSync, readlinkSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout } from 'node:timers/promises';
@@ -10,51 +11,79 @@ import { Exchange, type ExchangePlan, type Segment } from '../worker/exchange/ex
 import { decodeHeader, encodeHeader, HEADER_BYTES } from '../worker/exchange/frame.ts';
 import { hello } from '../worker/exchange/handshake.ts';
 import { CHUNK_ELEMENTS } from '../worker/exchange/slices.ts';
-import { all, expectedSum, frame, gradientOf, header, never, SECRET, sameBits, say, world } from './exchange-world.ts';
+import {
+  all,
+  dialUnix,
+  expectedSum,
+  frame,
+  gradientOf,
+  header,
+  never,
+  SECRET,
+  sameBits,
+  say,
+  scriptedPeer,
+  world,
+} from './exchange-world.ts';
+
+/** Names of who reads the others' gradients in place, by rank. */
+const READERS = { nobody: () => false, everybody: () => true, 'every other rank': (rank: number) => rank % 2 === 0 };
+
+for (const [how, topology, wire, readers] of [
+  ['over sockets', 'mesh', 'f32', 'nobody'],
+  ['over sockets, bf16', 'mesh', 'bf16', 'nobody'],
+  ['read in place', 'mesh', 'f32', 'everybody'],
+  ['some read in place', 'mesh', 'f32', 'every other rank'],
+  ['all could be read in place, but bf16 travels', 'mesh', 'bf16', 'everybody'],
+  ['over sockets', 'ring', 'f32', 'nobody'],
+  ['over sockets, bf16', 'ring', 'bf16', 'nobody'],
+  ['all could be read in place', 'ring', 'f32', 'everybody'],
+] as const) {
+  for (const ranks of [1, 2, 3, 4, 5, 6, 7, 8]) {
+    test(`${ranks} ranks in a ${topology}, ${how}: all end with the documented sum, bit for bit, at any length and chunk size`, async (t) => {
+      await using w = await world(ranks, { inPlace: READERS[readers] });
+      let generation = 0;
+      const lengths = fc.oneof(fc.nat(2 * ranks), fc.nat(70), fc.nat(6_000));
+      const chunks = fc.oneof(fc.integer({ min: 1, max: 40 }), fc.integer({ min: 100, max: 2_000 }));
+      await fc.assert(
+        fc.asyncProperty(lengths, chunks, async (length, chunk) => {
+          generation++;
+          const chunkElements = Math.max(chunk, Math.ceil(length / ranks / 64)); // a test is not to send a million frames
+          await w.connect(() => all(length, ranks, topology), { generation, wire, chunkElements });
+          const gradients = w.exchanges.map((_, rank) => gradientOf(rank + generation, length));
+          const expected = expectedSum(gradients, topology, wire);
+          const results = await w.reduce(gradients);
+          w.exchanges.forEach((x, rank) => {
+            t.true(sameBits(x.reduced, expected));
+            t.true(sameBits(x.gradient, gradients[rank]!));
+            t.deepEqual(results[rank]!.segmentNorms, results[0]!.segmentNorms);
+          });
+          const norm = Math.hypot(...expected);
+          t.true(Math.abs(results[0]!.segmentNorms[0]! - norm) <= 1e-12 * norm);
+          const sent = results.reduce((sum, r) => sum + r.sentBytes, 0);
+          const received = results.reduce((sum, r) => sum + r.receivedBytes, 0);
+          t.is(sent, received);
+          const payload = 2 * (ranks - 1) * length * (wire === 'bf16' ? 2 : 4);
+          const frames = 60 * 2 * ranks * (ranks - 1) * (Math.ceil(length / ranks / chunkElements) + 1);
+          if (readers === 'nobody' || topology === 'ring' || wire === 'bf16') t.true(sent >= payload);
+          if (how === 'read in place') t.true(sent <= frames);
+        }),
+        {
+          numRuns: 10,
+          examples: [
+            [0, 1],
+            [1, 1],
+            [ranks - 1, 7],
+            [16 * ranks, 16],
+            [5_003, 1_000],
+          ],
+        },
+      );
+    });
+  }
+}
 
 for (const topology of ['mesh', 'ring'] as const) {
-  for (const wire of ['f32', 'bf16'] as const) {
-    for (const ranks of [1, 2, 3, 4, 5, 6, 7, 8]) {
-      test(`${ranks} ranks in a ${topology}, ${wire}: all end with the documented sum, bit for bit, at any length and chunk size`, async (t) => {
-        await using w = await world(ranks);
-        let generation = 0;
-        const lengths = fc.oneof(fc.nat(2 * ranks), fc.nat(70), fc.nat(6_000));
-        const chunks = fc.oneof(fc.integer({ min: 1, max: 40 }), fc.integer({ min: 100, max: 2_000 }));
-        await fc.assert(
-          fc.asyncProperty(lengths, chunks, async (length, chunk) => {
-            generation++;
-            const chunkElements = Math.max(chunk, Math.ceil(length / ranks / 64)); // a test is not to send a million frames
-            await w.connect(() => all(length, ranks, topology), { generation, wire, chunkElements });
-            const gradients = w.exchanges.map((_, rank) => gradientOf(rank + generation, length));
-            const expected = expectedSum(gradients, topology, wire);
-            const results = await w.reduce(gradients);
-            w.exchanges.forEach((x, rank) => {
-              t.true(sameBits(x.reduced, expected));
-              t.true(sameBits(x.gradient, gradients[rank]!));
-              t.deepEqual(results[rank]!.segmentNorms, results[0]!.segmentNorms);
-            });
-            const norm = Math.hypot(...expected);
-            t.true(Math.abs(results[0]!.segmentNorms[0]! - norm) <= 1e-12 * norm);
-            const sent = results.reduce((sum, r) => sum + r.sentBytes, 0);
-            const received = results.reduce((sum, r) => sum + r.receivedBytes, 0);
-            t.is(sent, received);
-            t.true(sent >= 2 * (ranks - 1) * length * (wire === 'bf16' ? 2 : 4));
-          }),
-          {
-            numRuns: 10,
-            examples: [
-              [0, 1],
-              [1, 1],
-              [ranks - 1, 7],
-              [16 * ranks, 16],
-              [5_003, 1_000],
-            ],
-          },
-        );
-      });
-    }
-  }
-
   test(`in a ${topology} segments of many frames of the usual size are summed, over unix sockets and TCP`, async (t) => {
     const length = 7 * CHUNK_ELEMENTS + 5;
     const gradients = [0, 1, 2].map((rank) => gradientOf(rank, length));
@@ -151,7 +180,7 @@ test('a generation that is not later than the last one, and a plan that contradi
   await t.throwsAsync(plan({ rounds: [[{ ...whole, offset: 2 }]] }), { message: /begins at 2/ });
 });
 
-const HELLO = { run: 'test', secret: SECRET, generation: 3, rank: 1, to: 0 };
+const HELLO = { run: 'test', secret: SECRET, generation: 3, rank: 1, to: 0, memory: null };
 for (const [promise, change, code] of [
   ['of an earlier generation', { generation: 2 }, 'STALE_GENERATION'],
   ['of another run', { run: 'other' }, 'VERSION_MISMATCH'],
@@ -171,6 +200,47 @@ for (const [promise, change, code] of [
     await Promise.all(w.exchanges.map((x) => x.reduce(0, 0, never))); // nobody else is disturbed
   });
 }
+
+for (const [promise, change] of [
+  ['of a process that is not there', { pid: 2 ** 22 + 1 }],
+  ['of pages that are others', { name: 'braid-0123456789' }],
+  ['of what is no memory', { fd: 0 }],
+] as const) {
+  test(`an offer ${promise} is not taken: gradients are sent`, async (t) => {
+    await using w = await world(1, { inPlace: () => true });
+    await using peer = await scriptedPeer();
+    const [x] = w.exchanges as [Exchange];
+    const connecting = x.connect(w.plan(0, all(32, 2), { addresses: [x.address, peer.address] }), never);
+    const receive = dialUnix(x.address);
+    const memory = { pid: process.pid, fd: 1, name: 'braid-of-a-test', ...change };
+    receive.write(hello({ ...HELLO, generation: 1, memory }));
+    const [answer] = (await once(receive, 'data')) as [Buffer];
+    t.is(decodeHeader(answer).header.phase, 'welcome');
+    t.is(answer[HEADER_BYTES], 0);
+    (await peer.accepted()).write(frame({ ...header(1), phase: 'welcome', step: 0 }, Buffer.from([0])));
+    await connecting;
+    receive.destroy();
+  });
+}
+
+test.serial('once all have met, nobody finds the memory of a generation any more', async (t) => {
+  await using w = await world(2, { inPlace: () => true });
+  for (const generation of [1, 2, 3]) {
+    await w.connect(() => all(10, 2), { generation });
+    await w.reduce([gradientOf(0, 10), gradientOf(1, 10)]);
+  }
+  const open = readdirSync('/proc/self/fd').map((fd) => {
+    try {
+      return readlinkSync(`/proc/self/fd/${fd}`);
+    } catch {
+      return ''; // that of this listing
+    }
+  });
+  t.deepEqual(
+    open.filter((path) => path.startsWith('/memfd:braid')),
+    [],
+  );
+});
 
 test('what is no hello is hung up on', async (t) => {
   await using w = await world(1);

@@ -35,6 +35,8 @@ export interface ExchangeOptions {
    * it has prepared can be here before its Prepare is.
    */
   secret?: () => string | null;
+  /** Whether workers of one machine read one another's gradients in place (default), or send them as to any other. */
+  inPlace?: boolean;
 }
 
 export class Exchange {
@@ -43,6 +45,7 @@ export class Exchange {
   private readonly server: Server;
   private readonly tls: CurrentPems | null;
   private readonly secret: () => string | null;
+  private readonly inPlace: boolean;
   /** Accepted, whatever has become of them since. */
   private readonly open = new Set<Socket>();
   readonly traffic: Traffic = { sentBytes: 0, receivedBytes: 0 };
@@ -51,11 +54,16 @@ export class Exchange {
   /** Peers of a generation that this worker has not been told of. */
   private readonly early = new Map<Socket, Hello>();
 
-  private constructor(server: Server, address: string, { tls = null, secret = () => null }: ExchangeOptions) {
+  private constructor(
+    server: Server,
+    address: string,
+    { tls = null, secret = () => null, inPlace = true }: ExchangeOptions,
+  ) {
     this.server = server;
     this.address = address;
     this.tls = tls;
     this.secret = secret;
+    this.inPlace = inPlace;
     server.on('connection', (socket) => {
       this.open.add(socket);
       socket.on('close', () => this.open.delete(socket));
@@ -111,7 +119,7 @@ export class Exchange {
     }
     requireSound(plan);
     this.abort(new BraidError('STALE_GENERATION', `generation ${before} has been replaced by ${plan.generation}`));
-    const generation = new Generation(plan, this.traffic, this.tls);
+    const generation = new Generation(plan, this.traffic, this.tls, this.inPlace);
     this.generation = generation;
     for (const [socket, from] of this.early) this.admit(socket, from);
     await generation.connected(signal);

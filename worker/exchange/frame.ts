@@ -6,7 +6,7 @@
  *     24 bucket u32                 28 rank of the sender u32
  *     32 offset u64, elements into the segment
  *     40 squares f64, of gather: the sum of the payload's squared elements
- *     48 length u32, bytes of payload
+ *     48 length u32, bytes of payload: 0 also of what the receiver reads in place
  *     52 checksum of the payload u32, 56 CRC-32 of the 56 bytes before
  *
  * The checksum of a gradient is GradientMemory.checksum, that of a handshake's payload CRC-32.
@@ -17,14 +17,14 @@ import { BraidError } from '../../core/errors.ts';
 export const HEADER_BYTES = 60;
 const CHECKED_BYTES = HEADER_BYTES - 4;
 const MAGIC = 0x58445242; // 'BRDX'
-const VERSION = 2;
+const VERSION = 3;
 
 /** In the order of their numbers. */
 const DTYPES = ['f32', 'bf16'] as const;
 export type Dtype = (typeof DTYPES)[number];
 
 /**
- * hello: who wants to receive (JSON).   welcome: it may (no payload).   refuse: it may not (JSON).
+ * hello: who wants to receive (JSON).   welcome: it may (a byte, handshake.ts).   refuse: it may not (JSON).
  * scatter: part of a sum, towards the slice's owner.   gather: the owner's sum, to everybody.
  */
 const PHASES = ['hello', 'welcome', 'refuse', 'scatter', 'gather'] as const;

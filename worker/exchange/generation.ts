@@ -2,7 +2,7 @@
 import type { Socket } from 'node:net';
 import { asBraidError, BraidError } from '../../core/errors.ts';
 import { isSecret } from '../../core/secret.ts';
-import { GradientMemory } from './gradient-memory.ts';
+import { GradientMemory, type Readable } from './gradient-memory.ts';
 import { type Hello, hello, refuse, welcome } from './handshake.ts';
 import { Inbound } from './inbound.ts';
 import { MeshReduction } from './mesh.ts';
@@ -29,6 +29,10 @@ export class Generation {
   private readonly inbound = new Map<number, Inbound>();
   private readonly outbound = new Map<number, Outbound>();
   private readonly links: Links;
+  /** Peers whose gradients are read where they are. */
+  private readonly readable = new Map<number, Readable>();
+  /** Peers that read this worker's so. */
+  private readonly readers = new Set<number>();
   private readonly ready = Promise.withResolvers<void>();
   /** Sockets still to be opened or accepted. */
   private missing: number;
@@ -37,16 +41,18 @@ export class Generation {
   /** null exactly when no segment is under way. */
   private reduction: Reduction | null = null;
 
-  constructor(plan: ExchangePlan, traffic: Traffic, tls: CurrentPems | null) {
+  constructor(plan: ExchangePlan, traffic: Traffic, tls: CurrentPems | null, inPlace: boolean) {
     this.plan = plan;
     this.traffic = traffic;
     this.tls = tls;
     const { sources, targets, windows } = peersOf(plan);
     this.targets = targets;
-    this.memory = new GradientMemory({ ...plan, shared: sources.size > 0, windows: windows.size });
+    this.memory = new GradientMemory({ ...plan, shared: sources.size > 0, windows: windows.size, inPlace });
     const windowOf = new Map([...windows].map((rank, i) => [rank, this.memory.window(i)]));
     this.links = {
       window: (rank) => windowOf.get(rank)!,
+      readable: (rank) => this.readable.get(rank) ?? null,
+      isReader: (rank) => this.readers.has(rank),
       send: (rank, header, payload, sent) => this.outbound.get(rank)!.send(header, payload, sent),
       wake: (rank) => this.inbound.get(rank)!.wake(),
     };
@@ -74,7 +80,9 @@ export class Generation {
     }
     socket.on('close', () => this.lost(from.rank));
     this.outbound.set(from.rank, new Outbound(socket, this.traffic));
-    welcome(socket, this.plan);
+    const readable = from.memory === null ? null : this.memory.read(from.memory);
+    if (readable !== null) this.readable.set(from.rank, readable);
+    welcome(socket, this.plan, readable !== null);
     this.arrived();
   }
 
@@ -104,6 +112,7 @@ export class Generation {
     for (const socket of this.inbound.values()) socket.destroy();
     for (const socket of this.outbound.values()) socket.destroy();
     this.ready.reject(reason);
+    this.memory.hide();
     this.reduction?.fail(reason);
   }
 
@@ -128,15 +137,18 @@ export class Generation {
   }
 
   private dial(rank: number): Inbound {
-    const { plan } = this;
+    const { run, secret, generation, rank: own, addresses } = this.plan;
     return new Inbound({
       rank,
-      address: plan.addresses[rank]!,
-      hello: hello({ run: plan.run, secret: plan.secret, generation: plan.generation, rank: plan.rank, to: rank }),
+      address: addresses[rank]!,
+      hello: hello({ ...{ run, secret, generation, rank: own }, to: rank, memory: this.memory.offer }),
       tls: this.tls,
       traffic: this.traffic,
       checksum: (payload) => this.memory.checksum(payload),
-      onWelcome: () => this.arrived(),
+      onWelcome: (inPlace) => {
+        if (inPlace) this.readers.add(rank);
+        this.arrived();
+      },
       next: () => this.reduction?.next(rank) ?? null,
       onFrame: (header) => this.reduction!.received(rank, header),
       onFailure: (error) => this.fail(this.placed(error)),
@@ -145,7 +157,9 @@ export class Generation {
 
   private arrived(): void {
     this.missing--;
-    if (this.missing === 0) this.ready.resolve();
+    if (this.missing > 0) return;
+    this.memory.hide();
+    this.ready.resolve();
   }
 
   private lost(rank: number): void {

@@ -2,7 +2,9 @@
  * Where a worker's gradient lives: one shared wasm memory that the device thread writes, the kernels add in, and the
  * sockets send from and receive into, so that nothing is copied on the way.
  *
- *     [ gradient | reduced | bf16 on its way out | windows of the peers | lanes of a checksum ]
+ *     [ gradient | reduced | bf16 on its way out | windows of the peers | lanes of a checksum | gradient, reduced of peers ]
+ *
+ * The first two can be pages that peers of this machine read, and the last are then theirs (shared-pages.ts).
  *
  * The gradient is never written by a reduction: one that fails can be repeated. Whatever travels, what lies here is f32:
  * bf16 is made of it just before it leaves, and made into it as soon as it has come.
@@ -11,6 +13,7 @@ import { crc32 } from 'node:zlib';
 import { BraidError } from '../../core/errors.ts';
 import type { Dtype } from './frame.ts';
 import { type Kernels, loadKernels } from './kernels.ts';
+import { mapOffered, type Offer, PAGE_BYTES, SharedPages } from './shared-pages.ts';
 import { CHUNK_ELEMENTS } from './slices.ts';
 
 /** Chunks received from one peer that wait for a lower rank's: more would only hide a rank that is far behind. */
@@ -18,8 +21,8 @@ export const WINDOW_CHUNKS = 4;
 
 const LANES_BYTES = 128; // what a checksum's lanes take
 const BLOCK_BYTES = 256; // what kernels.wat mixes at a time
-const PAGE_BYTES = 65536; // of wasm
-const MAX_BYTES = 65536 * PAGE_BYTES; // 4 GiB, what 32-bit addresses reach
+const WASM_PAGE_BYTES = 65536;
+const MAX_BYTES = 65536 * WASM_PAGE_BYTES; // 4 GiB, what 32-bit addresses reach
 
 export interface GradientMemoryOptions {
   /** f32 elements. */
@@ -29,8 +32,16 @@ export interface GradientMemoryOptions {
   shared: boolean;
   /** How many peers have a window. */
   windows: number;
+  /** Whether peers may read it in place, and it theirs. */
+  inPlace: boolean;
   /** The most elements in one frame. */
   chunkElements?: number;
+}
+
+/** A peer's vectors, read-only: to write there ends the process. */
+export interface Readable {
+  gradient: Float32Array;
+  reduced: Float32Array;
 }
 
 export class GradientMemory {
@@ -46,18 +57,29 @@ export class GradientMemory {
   private readonly outgoingAt: number;
   private readonly windowsAt: number;
   private readonly lanesAt: number;
+  /** Rooms for peers' pages, and which of them are taken. */
+  private readonly rooms: { at: number; count: number; taken: number };
+  /** Of `gradient` and `reduced`, whole pages. */
+  private readonly sharedBytes: number;
+  private readonly pages: SharedPages | null;
 
   /** @throws BraidError SETUP when it does not fit the address space or the machine */
   constructor(options: GradientMemoryOptions) {
-    const { gradientLength, wire, shared, windows, chunkElements = CHUNK_ELEMENTS } = options;
+    const { gradientLength, wire, shared, windows, inPlace, chunkElements = CHUNK_ELEMENTS } = options;
     const gradientBytes = align(gradientLength * 4);
     this.wire = wire;
     this.chunkElements = chunkElements;
-    this.outgoingAt = shared ? 2 * gradientBytes : gradientBytes;
+    this.outgoingAt = align(shared ? 2 * gradientBytes : gradientBytes, PAGE_BYTES);
     this.windowsAt = this.outgoingAt + (shared && wire === 'bf16' ? align(gradientLength * 2) : 0);
     this.lanesAt = this.windowsAt + windows * WINDOW_CHUNKS * chunkElements * 4;
-    const bytes = this.lanesAt + LANES_BYTES;
-    const pages = Math.ceil(bytes / PAGE_BYTES);
+    this.sharedBytes = align(2 * gradientBytes, PAGE_BYTES);
+    const roomsAt = align(this.lanesAt + LANES_BYTES, PAGE_BYTES);
+    // What travels as bf16 is another sum than what is read in place: all or nothing. Nor is there always room.
+    const fits = roomsAt + windows * this.sharedBytes <= MAX_BYTES;
+    const reads = inPlace && shared && wire === 'f32' && fits;
+    this.rooms = { at: roomsAt, count: reads ? windows : 0, taken: 0 };
+    const bytes = roomsAt + this.rooms.count * this.sharedBytes;
+    const pages = Math.ceil(bytes / WASM_PAGE_BYTES);
     try {
       if (bytes > MAX_BYTES) throw new RangeError(`more than ${MAX_BYTES} bytes`);
       this.memory = new WebAssembly.Memory({ initial: pages, maximum: pages, shared: true });
@@ -67,9 +89,36 @@ export class GradientMemory {
         cause,
       });
     }
+    this.pages = reads ? SharedPages.create(this.bytes(0, this.sharedBytes)) : null;
     this.kernels = loadKernels(this.memory);
     this.gradient = new Float32Array(this.memory.buffer, 0, gradientLength);
     this.reduced = shared ? new Float32Array(this.memory.buffer, gradientBytes, gradientLength) : this.gradient;
+  }
+
+  /** Where peers of this machine find `gradient` and `reduced`, until `hide`; null where they cannot. */
+  get offer(): Offer | null {
+    return this.pages?.offer ?? null;
+  }
+
+  /** Whoever was to find the pages has. */
+  hide(): void {
+    this.pages?.close();
+  }
+
+  /** Makes a peer's `gradient` and `reduced` readable here. @returns where, or null where that cannot be */
+  read(offer: Offer): Readable | null {
+    const { rooms, sharedBytes } = this;
+    if (rooms.taken === rooms.count) return null;
+    const at = rooms.at + rooms.taken * sharedBytes;
+    if (!mapOffered(offer, this.bytes(at, sharedBytes))) return null;
+    rooms.taken++;
+    const vector = (from: number) => new Float32Array(this.memory.buffer, at + from, this.gradient.length);
+    return { gradient: vector(0), reduced: vector(this.reduced.byteOffset) };
+  }
+
+  /** Copies `n` f32 from address `from` to address `to`. */
+  copy(to: number, from: number, n: number): void {
+    new Uint8Array(this.memory.buffer).copyWithin(to, from, from + 4 * n);
   }
 
   /** Bytes `at`..`at + length` of the memory, not copied. */
@@ -133,7 +182,7 @@ export class GradientMemory {
   }
 }
 
-/** Up to a whole cache line, which is a whole number of vectors too. */
-function align(bytes: number): number {
-  return Math.ceil(bytes / 64) * 64;
+/** @param unit a cache line, which is a whole number of vectors too */
+function align(bytes: number, unit = 64): number {
+  return Math.ceil(bytes / unit) * unit;
 }

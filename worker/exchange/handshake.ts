@@ -4,6 +4,7 @@ import { crc32 } from 'node:zlib';
 import type { BraidError } from '../../core/errors.ts';
 import { encodeHeader, type Phase } from './frame.ts';
 import { FrameReader } from './frame-reader.ts';
+import type { Offer } from './shared-pages.ts';
 
 /** Names the reader, and whom it means to read from. */
 export interface Hello {
@@ -13,9 +14,11 @@ export interface Hello {
   generation: number;
   rank: number;
   to: number;
+  /** Its gradient, for who is on the same machine. */
+  memory: Offer | null;
 }
 
-const MAX_HELLO_BYTES = 4096; // a run's name and three numbers
+const MAX_HELLO_BYTES = 4096; // a few names and numbers
 /** Who connects and says nothing, or nothing sensible, is let go after this long. */
 export const HELLO_TIMEOUT_MS = 10_000;
 
@@ -59,8 +62,9 @@ export function readHello(socket: Socket, onHello: (from: Hello) => void): void 
   socket.on('data', onData);
 }
 
-export function welcome(socket: Socket, by: { generation: number; rank: number }): void {
-  socket.write(frame('welcome', by.generation, by.rank, new Uint8Array(0)));
+/** @param inPlace it reads the gradient that the hello offered where that is: none of it need be sent */
+export function welcome(socket: Socket, by: { generation: number; rank: number }, inPlace: boolean): void {
+  socket.write(frame('welcome', by.generation, by.rank, Uint8Array.of(inPlace ? 1 : 0)));
 }
 
 export function refuse(socket: Socket, by: { generation: number; rank: number }, reason: BraidError): void {
@@ -69,15 +73,20 @@ export function refuse(socket: Socket, by: { generation: number; rank: number },
 }
 
 function parseHello(payload: Uint8Array): Hello {
-  const { run, secret, generation, rank, to } = JSON.parse(new TextDecoder().decode(payload));
+  const { run, secret, generation, rank, to, memory } = JSON.parse(new TextDecoder().decode(payload));
   if (
     typeof run !== 'string' ||
     typeof secret !== 'string' ||
-    ![generation, rank, to].every((n) => Number.isSafeInteger(n) && n >= 0)
+    ![generation, rank, to].every(isCount) ||
+    !(memory === null || (isCount(memory?.pid) && isCount(memory?.fd) && typeof memory?.name === 'string'))
   ) {
     throw new Error('a hello without its fields');
   }
-  return { run, secret, generation, rank, to };
+  return { run, secret, generation, rank, to, memory };
+}
+
+function isCount(n: unknown): boolean {
+  return Number.isSafeInteger(n) && (n as number) >= 0;
 }
 
 function frame(phase: Phase, generation: number, source: number, payload: Uint8Array): Uint8Array {

@@ -31,8 +31,8 @@ export interface InboundOptions {
   traffic: Traffic;
   /** Of a gradient's frame. */
   checksum(payload: Uint8Array): number;
-  /** The peer accepts: frames can follow. */
-  onWelcome(): void;
+  /** The peer accepts: frames can follow. `inPlace`: it reads this side's gradient where that is. */
+  onWelcome(inPlace: boolean): void;
   /** The frame that has to come next from this peer; null when there is none now: `wake` asks again. */
   next(): Expected | null;
   /** The frame that `next` announced is in place and undamaged. */
@@ -50,6 +50,7 @@ export class Inbound {
   /** null exactly while held, and before the welcome. */
   private expected: Expected | null = null;
   private refusal: Uint8Array | null = null;
+  private readonly welcome = new Uint8Array(1);
 
   constructor(options: InboundOptions) {
     this.options = options;
@@ -101,7 +102,7 @@ export class Inbound {
       requireSame(header, expected);
       return into;
     }
-    if (header.phase === 'welcome' && header.length === 0) return new Uint8Array(0);
+    if (header.phase === 'welcome' && header.length === this.welcome.length) return this.welcome;
     if (header.phase === 'refuse' && header.length <= MAX_REFUSAL_BYTES) {
       this.refusal = new Uint8Array(header.length);
       return this.refusal;
@@ -116,7 +117,7 @@ export class Inbound {
       this.options.onFrame(header);
     } else {
       this.welcomed = true;
-      this.options.onWelcome();
+      this.options.onWelcome(this.welcome[0] === 1);
     }
     this.expected = this.options.next();
     this.held = this.expected === null;

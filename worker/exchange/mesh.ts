@@ -6,6 +6,8 @@
  *               ((g0 + g1) + g2) + ...
  *     gather    send each summed chunk to every peer; receive theirs, into place
  *
+ * What a rank of the same machine sends is read in its memory: then frames are empty, and only say that it is there.
+ *
  * A slice is added up by its owner alone, so every rank ends with the same bits. With bf16 on the wire the owner adds its own
  * piece as f32 to the others' rounded ones, and rounds the sum.
  */
@@ -55,7 +57,14 @@ export class MeshReduction extends Reduction {
 
   protected place(rank: number, { phase, range }: Frame): number | null {
     if (phase === 'gather') return this.address(this.options.memory.reduced, range);
+    const readable = this.options.links.readable(rank);
+    if (readable !== null) return this.address(readable.gradient, range);
     return this.free.get(rank)!.pop() ?? null;
+  }
+
+  protected override travels(rank: number, way: 'in' | 'out'): boolean {
+    const { links } = this.options;
+    return way === 'in' ? links.readable(rank) === null : !links.isReader(rank);
   }
 
   protected scattered(rank: number, range: Range, at: number): void {
@@ -63,7 +72,12 @@ export class MeshReduction extends Reduction {
     this.fold(range);
   }
 
-  protected gathered(): void {}
+  protected gathered(rank: number, range: Range): void {
+    const { memory, links } = this.options;
+    const readable = links.readable(rank);
+    if (readable === null) return;
+    memory.copy(this.address(memory.reduced, range), this.address(readable.reduced, range), range.length);
+  }
 
   /** Adds to a chunk of the own slice whatever has its turn now. */
   private fold(range: Range): void {
@@ -91,7 +105,7 @@ export class MeshReduction extends Reduction {
   }
 
   private release(rank: number, at: number): void {
-    if (rank === this.options.rank) return; // the own piece lies in the gradient
+    if (rank === this.options.rank || !this.travels(rank, 'in')) return; // it lies in a gradient
     this.free.get(rank)!.push(at);
     this.options.links.wake(rank);
   }

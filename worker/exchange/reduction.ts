@@ -8,7 +8,7 @@
  */
 import type { BraidError } from '../../core/errors.ts';
 import type { Announced, Header } from './frame.ts';
-import type { GradientMemory } from './gradient-memory.ts';
+import type { GradientMemory, Readable } from './gradient-memory.ts';
 import type { Expected } from './inbound.ts';
 import { Payload } from './payload.ts';
 import { chunksOf, type Range, slicesOf } from './slices.ts';
@@ -17,6 +17,10 @@ import { chunksOf, type Range, slicesOf } from './slices.ts';
 export interface Links {
   /** Addresses of the chunks that `rank` may send before their turn has come. */
   window(rank: number): number[];
+  /** The vectors of a rank on this machine; null when what it sends has to travel. */
+  readable(rank: number): Readable | null;
+  /** Whether `rank` reads what it is sent in this worker's memory. */
+  isReader(rank: number): boolean;
   /** The payload must not change until `sent` is called. */
   send(rank: number, header: Header, payload: Payload, sent: () => void): void;
   /** The next frame of `rank` may be expected now. */
@@ -56,6 +60,7 @@ export abstract class Reduction {
   protected readonly options: ReductionOptions;
   /** One a rank of the group, in order. */
   private readonly slices: Range[];
+  private readonly nothing: Payload;
   private readonly settle = Promise.withResolvers<number>();
   private readonly flows = new Map<number, Flow>();
   /** Frames that the kernel does not have yet, by rank. */
@@ -69,6 +74,7 @@ export abstract class Reduction {
     this.options = options;
     this.slices = slicesOf(options.length, options.ranks.length);
     this.done = this.settle.promise;
+    this.nothing = new Payload(options.memory, 0, 0, 0);
   }
 
   start(): void {
@@ -102,19 +108,20 @@ export abstract class Reduction {
     const at = this.place(rank, frame);
     if (at === null) return null;
     flow.at = at;
-    return { header: this.announced(frame, rank), into: this.options.memory.incoming(at, frame.range.length) };
+    const n = this.travels(rank, 'in') ? frame.range.length : 0;
+    return { header: this.announced(frame, rank, n), into: this.options.memory.incoming(at, n) };
   }
 
   /** The frame that `next` announced is in place. */
   received(rank: number, { squares }: Header): void {
     const flow = this.flows.get(rank)!;
     const { phase, range } = flow.frames[flow.received++]!;
-    this.options.memory.arrived(flow.at, range.length);
+    if (this.travels(rank, 'in')) this.options.memory.arrived(flow.at, range.length);
     if (phase === 'scatter') {
       this.scattered(rank, range, flow.at);
     } else {
       this.squares.set(range.start, squares);
-      this.gathered(range, squares);
+      this.gathered(rank, range, squares);
     }
     this.count();
   }
@@ -125,8 +132,13 @@ export abstract class Reduction {
   protected abstract place(rank: number, frame: Frame): number | null;
   /** Part of a slice's sum has come from `rank` and lies at address `at`. */
   protected abstract scattered(rank: number, range: Range, at: number): void;
-  /** A chunk of another rank's slice has come, and lies in `reduced`. */
-  protected abstract gathered(range: Range, squares: number): void;
+  /** A chunk of another rank's slice has come from `rank`: it lies in `reduced`, or in that of `rank` if it has not travelled. */
+  protected abstract gathered(rank: number, range: Range, squares: number): void;
+
+  /** Whether bytes go from or to `rank`, or one of the two reads the other's memory. */
+  protected travels(_rank: number, _way: 'in' | 'out'): boolean {
+    return true;
+  }
 
   /** Before `start`: what `rank` will send. */
   protected expect(rank: number, frames: Frame[]): void {
@@ -141,8 +153,9 @@ export abstract class Reduction {
   }
 
   protected send(rank: number, frame: Frame, payload: Payload, squares = 0): void {
-    const header = { ...this.announced(frame, this.options.rank), squares };
-    this.options.links.send(rank, header, payload, () => {
+    const travels = this.travels(rank, 'out');
+    const header = { ...this.announced(frame, this.options.rank, travels ? frame.range.length : 0), squares };
+    this.options.links.send(rank, header, travels ? payload : this.nothing, () => {
       this.unsent.set(rank, this.unsent.get(rank)! - 1);
       this.count();
     });
@@ -172,9 +185,10 @@ export abstract class Reduction {
     return new Payload(memory, this.address(vector, range), offset + range.start, range.length);
   }
 
-  private announced({ phase, range }: Frame, source: number): Announced {
+  /** @param n elements that travel */
+  private announced({ phase, range }: Frame, source: number, n: number): Announced {
     const { generation, step, bucket, memory } = this.options;
-    const length = memory.bytesOf(range.length);
+    const length = memory.bytesOf(n);
     return { phase, dtype: memory.wire, generation, step, bucket, source, offset: range.start, length };
   }
 

@@ -56,7 +56,7 @@ export class RingReduction extends Reduction {
     }
   }
 
-  protected gathered(range: Range, squares: number): void {
+  protected gathered(_: number, range: Range, squares: number): void {
     if (!this.last.has(range.start)) this.forward('gather', range, squares);
   }
 
