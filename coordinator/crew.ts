@@ -1,6 +1,7 @@
 /** The members of one generation, called all at once. What fails is thrown with who, in which phase, at which step. */
 import { setMaxListeners } from 'node:events';
 import { asBraidError, BraidError } from '../core/errors.ts';
+import type { LossOfWorker } from '../core/metrics.ts';
 import type { Call, StepRequest } from '../proto/messages.ts';
 import type { Seat } from './membership.ts';
 import type { Meter } from './meter.ts';
@@ -97,6 +98,7 @@ export class Crew {
     lost.addEventListener('abort', lose);
     let first: { member: Seat; error: BraidError } | undefined;
     const answers = members.map(async (member, i) => {
+      this.meter.calls++;
       try {
         const answer = await call(member, { signal: endings[i]!.signal, timeoutMs });
         taken.push({ seat: member, seconds: this.meter.now() - start });
@@ -105,6 +107,8 @@ export class Crew {
         first ??= { member, error: asBraidError(thrown) };
         end(thrown);
         throw thrown;
+      } finally {
+        this.meter.calls--;
       }
     });
     try {
@@ -132,9 +136,11 @@ export class Crew {
     const message = own
       ? `${error.message}, in ${phase} at step ${step}`
       : `${member.name} failed in ${phase} at step ${step}: ${error.message}`;
+    const atFault = own || error.code === 'DEVICE';
+    const loss: LossOfWorker = error.code === 'DEVICE' ? 'failed' : error.details.timeout ? 'timeout' : 'disconnected';
     return new BraidError(error.code, message, {
       remedy: error.remedy || `Look at the output of worker ${rank} on ${joined.host}.`,
-      details: { rank, member: member.id, atFault: own || error.code === 'DEVICE', host: joined.host, phase, step },
+      details: { rank, member: member.id, atFault, loss, host: joined.host, phase, step },
       cause: error,
     });
   }

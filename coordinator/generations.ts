@@ -77,6 +77,11 @@ export class Generations {
     return this.shardsNow;
   }
 
+  /** By phase: each member's seconds of the last call to all of them. */
+  get latestSeconds(): ReadonlyMap<string, number[]> {
+    return this.pace.latest;
+  }
+
   /** @returns the path of the last checkpoint */
   async train(): Promise<string> {
     for (;;) {
@@ -132,7 +137,6 @@ export class Generations {
     this.shardsNow = new Shards(this.plan);
     this.crew = new Crew({ run, generation, members: seats, lost, pace: this.pace, meter });
     metrics.generation.set(generation);
-    metrics.members.set({ state: 'training' }, seats.length);
 
     const either = AbortSignal.any([signal, hard]);
     const { step } = ledger.position;
@@ -184,7 +188,6 @@ export class Generations {
     const { membership, ledger, metrics, log, hard, signal, onEvent } = this.options;
     if (hard.aborted) throw error;
     metrics.errors.inc({ code: error.code });
-    if (error.code === 'WORKER_LOST') metrics.workersLost.inc();
     const { atFault, member } = error.details as { atFault?: boolean; member?: number };
     if (atFault && member !== undefined) membership.fence({ id: member }, error);
     await this.settle();

@@ -8,6 +8,7 @@
 import { setMaxListeners } from 'node:events';
 import { setTimeout } from 'node:timers/promises';
 import { asBraidError, BraidError } from '../core/errors.ts';
+import type { LossOfWorker } from '../core/metrics.ts';
 import { type Connection, connect } from '../proto/calls.ts';
 import { workerService } from '../proto/load.ts';
 import type {
@@ -52,7 +53,8 @@ export interface MembershipOptions {
   /** Seconds, monotonic. */
   now(): number;
   onJoin(member: Member, joined: number): void;
-  onLeave(member: Member, joined: number, why: string): void;
+  /** @param loss null: it went as it should */
+  onLeave(member: Member, why: string, loss: LossOfWorker | null): void;
 }
 
 export class Membership {
@@ -212,12 +214,19 @@ export class Membership {
     const entry = this.members.get(member.id);
     if (entry === undefined) return;
     this.members.delete(member.id);
+    const loss = this.lossOf(entry);
     entry.ending.abort('left');
     member.worker.close();
-    this.options.onLeave(member, this.members.size, why);
+    this.options.onLeave(member, why, loss);
     const seat = this.current?.seats.find(({ id }) => id === member.id);
     if (seat !== undefined && !this.over) this.current!.loss.abort(lossOf(seat, why));
     this.changed();
+  }
+
+  private lossOf({ member, ending }: { member: Member; ending: AbortController }): LossOfWorker | null {
+    if (this.over || member.leaving) return null;
+    const { reason } = ending.signal;
+    return reason instanceof BraidError ? (reason.details.loss as LossOfWorker) : 'disconnected';
   }
 
   /** Asks for a sign of life, again and again; who gives none is fenced. */
@@ -237,7 +246,10 @@ export class Membership {
       if (missed >= heartbeat.misses) {
         const silent = (now() - member.seenAt).toFixed(1);
         const doing = member.status?.phase ? `, last seen in ${member.status.phase} at step ${member.status.step}` : '';
-        this.fence(member, new BraidError('WORKER_LOST', `no sign of life for ${silent} s${doing}`));
+        this.fence(
+          member,
+          new BraidError('WORKER_LOST', `no sign of life for ${silent} s${doing}`, { details: { loss: 'frozen' } }),
+        );
         return;
       }
       await setTimeout(everyMs, undefined, { signal: ending.signal, ref: false }).catch(() => {}); // its end is seen above

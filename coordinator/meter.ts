@@ -1,9 +1,13 @@
 /** Measures a step from outside: how long each phase takes, and what workers report of theirs. */
-import type { Metrics } from '../core/metrics.ts';
+import type { Direction, Link, Metrics } from '../core/metrics.ts';
 
 export class Meter {
   /** Seconds, monotonic. */
   readonly now: () => number;
+  /** To workers, not answered yet. */
+  calls = 0;
+  /** That workers are reading. */
+  shardStreams = 0;
   private readonly metrics: Metrics;
   /** Seconds by phase since the last `take`. */
   private seconds: Record<string, number> = {};
@@ -30,13 +34,13 @@ export class Meter {
   }
 
   /** What a worker's device did and waited for in one step. */
-  computed(rank: number, deviceSeconds: number, inputSeconds: number): void {
-    this.metrics.deviceSeconds.inc({ rank }, deviceSeconds);
-    this.metrics.inputSeconds.inc({ rank }, inputSeconds);
+  computed(deviceSeconds: number, inputSeconds: number): void {
+    this.metrics.deviceSeconds.inc(deviceSeconds);
+    this.metrics.inputSeconds.inc(inputSeconds);
   }
 
   /** Payload bytes: `sent` by workers, or `received` by them. */
-  moved(kind: 'gradients' | 'shards' | 'outputs' | 'cotangents', direction: 'sent' | 'received', bytes: number): void {
-    this.metrics.bytes.inc({ kind, direction }, bytes);
+  moved(link: Link, direction: Direction, bytes: number): void {
+    this.metrics.bytes.inc({ link, direction }, bytes);
   }
 }

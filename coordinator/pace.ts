@@ -21,6 +21,8 @@ export interface Straggler {
 export class Pace {
   /** By phase: the slowest member's seconds of each of the last calls. */
   private readonly calls = new Map<string, number[]>();
+  /** By phase: each member's seconds of the last call. */
+  readonly latest = new Map<string, number[]>();
   /** By phase and rank. */
   private readonly members = new Map<string, Map<number, { seat: Seat; seconds: number[] }>>();
   private readonly mostMs: number;
@@ -39,6 +41,10 @@ export class Pace {
   /** All members have answered. @param seconds by member */
   called(phase: string, seconds: { seat: Seat; seconds: number }[]): void {
     remember(this.calls, phase, Math.max(...seconds.map((each) => each.seconds)));
+    this.latest.set(
+      phase,
+      seconds.map((each) => each.seconds),
+    );
     const members = this.members.get(phase) ?? new Map();
     this.members.set(phase, members);
     for (const { seat, seconds: taken } of seconds) {

@@ -107,6 +107,7 @@ export class Recorder {
     metrics.stepSeconds.observe(seconds);
     metrics.images.inc(step.samples);
     metrics.imagesPerSecond.set(this.progress!.imagesPerSecond);
+    metrics.secondsLeft.set(this.progress!.secondsLeft);
     metrics.gradientNorm.set(gradientNorm);
     metrics.learningRate.set(step.learningRate);
     metrics.distillWeight.set(step.distillWeight);
@@ -116,7 +117,7 @@ export class Recorder {
 
   /** The test set has been evaluated after `step` steps. */
   evaluated(epoch: number, step: number, results: ClassifierResult[], seconds: number): void {
-    const { journal, metrics, meter, onEvent } = this.options;
+    const { plan, journal, metrics, meter, onEvent } = this.options;
     this.results = results;
     for (const { classifier, top1Accuracy, top5Accuracy, loss } of results) {
       metrics.accuracy.set({ classifier, top: '1' }, top1Accuracy);
@@ -124,6 +125,7 @@ export class Recorder {
       metrics.testLoss.set({ classifier }, loss);
     }
     metrics.evaluationSeconds.set(seconds);
+    metrics.testImages.inc(plan.test.length);
     meter.take(); // not the next step's
     journal.write({ kind: 'epoch', epoch, step, seconds, results });
     onEvent({ kind: 'epoch', epoch, step, seconds, results });
@@ -142,6 +144,8 @@ export class Recorder {
     const { journal, metrics, onEvent } = this.options;
     metrics.checkpointSeconds.observe(seconds);
     metrics.checkpointStep.set(step);
+    metrics.checkpointTime.setToCurrentTime();
+    metrics.checkpointSize.set(bytes);
     metrics.checkpointBytes.inc(bytes);
     journal.write({ kind: 'checkpoint', step, path, bytes, seconds });
     onEvent({ kind: 'checkpoint', step, path, bytes, seconds });

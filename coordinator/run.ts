@@ -1,8 +1,9 @@
 /** A run from its recipe to its summary. Everything that can be wrong is refused before anything is started. */
 import { randomBytes } from 'node:crypto';
 import { asBraidError, type BraidError } from '../core/errors.ts';
+import { oneOf, sampled } from '../core/instruments.ts';
 import type { Log } from '../core/log.ts';
-import { createMetrics, type Metrics } from '../core/metrics.ts';
+import { COORDINATOR_METRICS, createMetrics, type LossOfWorker, type Metrics, type RunState } from '../core/metrics.ts';
 import type { Recipe } from '../core/recipe.ts';
 import { serveStatus } from '../core/status-server.ts';
 import { openDataset } from '../input/dataset.ts';
@@ -13,6 +14,7 @@ import { VERSION } from '../proto/version.ts';
 import { readWeights } from './checkpoints.ts';
 import { openStore, placeOf } from './checkpoints-store.ts';
 import { CheckpointWriter } from './checkpoints-writer.ts';
+import { tellOfMembers } from './cluster-metrics.ts';
 import type { RunEvent } from './events.ts';
 import { Generations } from './generations.ts';
 import type { Group } from './group.ts';
@@ -112,7 +114,10 @@ export async function runCoordinator(options: RunOptions, world: World = realWor
   const { replicas, maxReplicas, heartbeatSeconds, heartbeatMisses } = recipe.cluster;
   const most = (plan.workers / replicas) * (maxReplicas ?? replicas);
   const secret = randomBytes(SECRET_BYTES).toString('base64url');
+  let state: RunState = 'waiting';
+  sampled(metrics.runState, () => oneOf(COORDINATOR_METRICS.runState.labels.state, state));
   const onEvent = (event: RunEvent) => {
+    state = stateAfter(event) ?? state;
     watch?.note(event);
     options.onEvent(event);
   };
@@ -149,6 +154,7 @@ export async function runCoordinator(options: RunOptions, world: World = realWor
     now,
     onWritten: (written, seconds) => recorder.checkpointed(written, seconds),
     onFailed: (error) => {
+      metrics.checkpointFailures.inc();
       if (!hard.aborted) log.error(error.message);
     },
   });
@@ -183,8 +189,13 @@ export async function runCoordinator(options: RunOptions, world: World = realWor
       onEvent({ kind: 'started', run, totals: totalsOf(plan, ledger.position.step, parameters, folder) });
       metrics.info.set({ run, version: VERSION, method: recipe.method.name, placement: recipe.cluster.placement }, 1);
       metrics.steps.set(plan.steps);
+      metrics.epochs.set(Math.ceil(plan.steps / plan.stepsPerEpoch));
+      metrics.step.set(ledger.position.step);
+      metrics.checkpointTime.setToCurrentTime();
     },
   });
+  metrics.membersWanted.set(plan.workers);
+  tellOfMembers(metrics, { membership, generations, meter, heartbeatSeconds });
   open.defer(async () => generations.close());
   const watching = new Watch({ run, plan, membership, generations, ledger, now, clock: () => new Date() });
   watch = watching;
@@ -232,17 +243,23 @@ export async function runCoordinator(options: RunOptions, world: World = realWor
   }
 }
 
+/** null: the same as before. */
+function stateAfter({ kind }: RunEvent): RunState | null {
+  if (kind === 'started' || kind === 'regrouped' || kind === 'epoch') return 'training';
+  if (kind === 'evaluating') return 'evaluating';
+  return kind === 'disturbed' ? 'waiting' : null;
+}
+
 /** Who comes and goes, told to the log, the metrics and the progress view. */
 function announcing({ log, onEvent }: Pick<RunOptions, 'log' | 'onEvent'>, metrics: Metrics, workers: number) {
   return {
     onJoin: ({ id, name, joined: { host, pid, device } }: Member, joined: number) => {
       log.info(`${name} joined`, { device, joined, workers });
-      metrics.members.set({ state: 'joined' }, joined);
       onEvent({ kind: 'joined', member: id, host, pid, device, joined, workers });
     },
-    onLeave: ({ name }: Member, joined: number, why: string) => {
+    onLeave: ({ name }: Member, why: string, loss: LossOfWorker | null) => {
       log.info(`${name} left: ${why}`);
-      metrics.members.set({ state: 'joined' }, joined);
+      if (loss !== null) metrics.workersLost.inc({ reason: loss });
     },
   };
 }

@@ -51,12 +51,17 @@ function handlers({ membership, shards: current, meter, watch }: ServiceOptions,
       }
       const end = shards.count(split, replica);
       let next = firstStep < end ? shards.encoded(split, firstStep, replica) : null;
-      for (let step = firstStep; next !== null; step++) {
-        const shard = await next;
-        next = step + 1 < end ? shards.encoded(split, step + 1, replica) : null; // is read while this one is sent
-        next?.catch(() => {}); // told when its turn comes
-        meter.moved('shards', 'received', shard.length);
-        yield* parts({ run, generation, step }, shard);
+      meter.shardStreams++;
+      try {
+        for (let step = firstStep; next !== null; step++) {
+          const shard = await next;
+          next = step + 1 < end ? shards.encoded(split, step + 1, replica) : null; // is read while this one is sent
+          next?.catch(() => {}); // told when its turn comes
+          meter.moved('shards', 'received', shard.length);
+          yield* parts({ run, generation, step }, shard);
+        }
+      } finally {
+        meter.shardStreams--;
       }
     },
   };

@@ -50,7 +50,7 @@ export function fromStatus(thrown: unknown, peer: string, signal?: AbortSignal):
   const cause = thrown;
   switch (error.code) {
     case status.DEADLINE_EXCEEDED:
-      return new BraidError('WORKER_LOST', `${peer} gave no answer in time`, { cause });
+      return new BraidError('WORKER_LOST', `${peer} gave no answer in time`, { details: { timeout: true }, cause });
     case status.UNAVAILABLE: {
       const reason = tlsFailure(error.details);
       if (reason !== undefined) {

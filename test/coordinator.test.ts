@@ -637,7 +637,7 @@ test('/metrics tells Prometheus of the run while it runs, /healthz that it lives
   await running;
   const [metrics, health, other] = await Promise.all(scraped);
   for (const line of [
-    'braid_members{state="joined"} 2',
+    'braid_members{state="training"} 2',
     'braid_steps 6',
     'braid_accuracy_ratio{classifier="fused",top="1"} 0.5454545454545454',
     'braid_generation 1',
@@ -645,7 +645,7 @@ test('/metrics tells Prometheus of the run while it runs, /healthz that it lives
     t.true(metrics!.includes(line), line);
   }
   t.regex(metrics!, /braid_phase_seconds_count\{phase="compute"\} \d/);
-  t.regex(metrics!, /braid_bytes_total\{kind="gradients",direction="sent"\} \d/);
+  t.regex(metrics!, /braid_bytes_total\{link="gradients",direction="sent"\} \d/);
   t.regex(metrics!, /braid_loss\{term="total"\} \d/);
   t.is(health, 'ok\n');
   t.is(other, 'here are /metrics, /healthz and /readyz\n');

@@ -1,6 +1,6 @@
 /** The Worker service: thin handlers over the worker's post. */
 import { BraidError } from '../core/errors.ts';
-import type { WorkerProgress } from '../core/metrics.ts';
+import type { WorkerState } from '../core/metrics.ts';
 import type {
   Messages,
   Part,
@@ -28,6 +28,14 @@ export interface ServiceOptions {
   now(): number;
 }
 
+export interface WorkerProgress {
+  /** waiting: it has joined, and has no state yet. */
+  state: WorkerState;
+  /** Steps committed. */
+  step: number;
+  generation: number;
+}
+
 export class Service implements WorkerService {
   private readonly options: ServiceOptions;
   private post: Post | null = null;
@@ -46,6 +54,11 @@ export class Service implements WorkerService {
     const position = this.post?.position ?? null;
     const state = this.options.joined() === null ? 'joining' : position === null ? 'waiting' : 'training';
     return { state, step: position?.step ?? 0, generation: this.generation };
+  }
+
+  /** Shards that wait, decoded, for the device. */
+  get readyShards(): number {
+    return this.post?.readyShards ?? 0;
   }
 
   async prepare(request: PrepareRequest, { signal }: { signal: AbortSignal }) {
@@ -81,7 +94,7 @@ export class Service implements WorkerService {
       phase: doing?.phase ?? '',
       phaseSeconds: doing === null ? 0 : this.options.now() - doing.since,
       residentBytes: process.memoryUsage.rss(),
-      readyShards: post?.readyShards ?? 0,
+      readyShards: this.readyShards,
     };
   }
 

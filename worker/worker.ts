@@ -10,8 +10,9 @@ import { join } from 'node:path';
 import { setTimeout } from 'node:timers/promises';
 import { Server } from '@grpc/grpc-js';
 import { asBraidError, BraidError } from '../core/errors.ts';
+import { oneOf, sampled } from '../core/instruments.ts';
 import type { Log } from '../core/log.ts';
-import { createWorkerMetrics } from '../core/metrics.ts';
+import { createWorkerMetrics, WORKER_METRICS } from '../core/metrics.ts';
 import { isSecret } from '../core/secret.ts';
 import { serveStatus } from '../core/status-server.ts';
 import { Device, type DeviceOptions, deviceName } from '../nn/device.ts';
@@ -118,9 +119,17 @@ export async function runWorker(options: WorkerOptions): Promise<void> {
   const address = await listen(server, serviceAddress, { tls, insecure });
   open.defer(() => shutdown(server));
   warnOfExposure(log, address, tls);
+  const told = createWorkerMetrics();
+  sampled(told.state, () => oneOf(WORKER_METRICS.state.labels.state, service.progress.state));
+  sampled(told.step, () => service.progress.step);
+  sampled(told.generation, () => service.progress.generation);
+  sampled(told.readyShards, () => service.readyShards);
   if (metrics !== null) {
-    const { registry } = createWorkerMetrics(() => service.progress);
-    const http = await serveStatus({ ...metrics, registry, ready: () => service.progress.state === 'training' });
+    const http = await serveStatus({
+      ...metrics,
+      registry: told.registry,
+      ready: () => service.progress.state === 'training',
+    });
     open.defer(http.close);
     log.info(`metrics on http://${http.address}/metrics`);
   }

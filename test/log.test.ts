@@ -1,6 +1,5 @@
 import test from 'ava';
 import { createLog } from '../core/log.ts';
-import { createMetrics } from '../core/metrics.ts';
 
 const now = () => new Date(Date.UTC(2026, 0, 2, 3, 4, 5));
 
@@ -28,21 +27,4 @@ test('a human log has time, level, message and quoted fields, and drops what is 
   log.info('joined', { device: 'NVIDIA H100', rank: 0 });
   t.is(lines.length, 1);
   t.regex(lines[0]!, /^\d\d:\d\d:05 info {2}joined {2}device="NVIDIA H100" rank=0\n$/);
-});
-
-test("metric names follow Prometheus's conventions, each with its help", async (t) => {
-  const metrics = await createMetrics().registry.getMetricsAsJSON();
-  t.true(metrics.length > 15);
-  for (const { name, help, type } of metrics) {
-    t.regex(name, /^braid_[a-z_]+$/);
-    t.not(help, '');
-    t.is(name.endsWith('_total'), String(type) === 'counter', name);
-  }
-});
-
-test('two runs in one process do not mix', async (t) => {
-  const [a, b] = [createMetrics(), createMetrics()];
-  a.step.set(5);
-  t.regex(await a.registry.metrics(), /^braid_step 5$/m);
-  t.regex(await b.registry.metrics(), /^braid_step 0$/m);
 });
