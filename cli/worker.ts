@@ -10,7 +10,7 @@ import { TLS, TOKEN_FILE, tlsOf, tokenOf } from './trust.ts';
 
 const USAGE =
   'braid worker --coordinator <host:port | unix:/path> [--listen <host:port>] [--tls <folder> | --insecure] ' +
-  '[--token-file <file>] [--threads <n>] [--metrics-port <n> [--metrics-host <host>]] [--rejoin-seconds <s>]';
+  '[--token-file <file>] [--threads <n>] [--metrics-port <n>] [--health-port <n>] [--metrics-host <host>] [--rejoin-seconds <s>]';
 
 const OPTIONS = {
   ...TLS,
@@ -22,8 +22,9 @@ const OPTIONS = {
   insecure: { type: 'boolean', default: false },
   /** The sockets' folder of a `braid train` on this machine: removed when that ends without having done so. */
   folder: { type: 'string' },
-  /** Where metrics and health are served; default: nowhere. Port 0: any free one. */
+  /** Where metrics are served over HTTP, and health over gRPC; default: nowhere. Port 0: any free one. */
   'metrics-port': { type: 'string' },
+  'health-port': { type: 'string' },
   'metrics-host': { type: 'string', default: '127.0.0.1' },
   /** TensorFlow threads; default: all cores. */
   threads: { type: 'string' },
@@ -52,13 +53,11 @@ export async function worker(argv: string[], { orderly, atOnce }: Interrupts): P
       },
     );
   }
-  const port = Number(values['metrics-port'] ?? 0);
-  if (!Number.isInteger(port) || port < 0 || port > 65_535) {
-    throw new BraidError('INVALID_RECIPE', `worker: --metrics-port ${values['metrics-port']} is no port`, {
-      remedy: USAGE,
-    });
-  }
-  const metrics = values['metrics-port'] === undefined ? null : { host: values['metrics-host'], port };
+  const metrics = {
+    host: values['metrics-host'],
+    port: portOf('metrics-port', values['metrics-port']),
+    healthPort: portOf('health-port', values['health-port']),
+  };
   const log = createLog({
     format: 'human',
     level: 'info',
@@ -84,4 +83,12 @@ export async function worker(argv: string[], { orderly, atOnce }: Interrupts): P
     if (values.folder !== undefined && !process.connected) rmSync(values.folder, { recursive: true, force: true });
   }
   return 0;
+}
+
+/** null: not given. */
+function portOf(flag: string, text: string | undefined): number | null {
+  if (text === undefined) return null;
+  const port = Number(text);
+  if (text.trim() !== '' && Number.isInteger(port) && port >= 0 && port <= 65_535) return port;
+  throw new BraidError('INVALID_RECIPE', `worker: --${flag} ${text} is no port`, { remedy: USAGE });
 }

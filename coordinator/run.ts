@@ -9,6 +9,7 @@ import { serveStatus } from '../core/status-server.ts';
 import { openDataset } from '../input/dataset.ts';
 import { initialWeights, parameterCount } from '../nn/variables.ts';
 import { requireUnexposed, warnOfExposure } from '../proto/channel.ts';
+import { serveHealth } from '../proto/health.ts';
 import type { Tls } from '../proto/tls.ts';
 import { VERSION } from '../proto/version.ts';
 import { readWeights } from './checkpoints.ts';
@@ -145,6 +146,12 @@ export async function runCoordinator(options: RunOptions, world: World = realWor
   const ready = () => started !== null && membership.whole;
   const http = await serveStatus({ ...recipe.metrics, registry: metrics.registry, ready });
   open.defer(http.close);
+  const { healthPort } = recipe.metrics;
+  if (healthPort !== null) {
+    const health = await serveHealth({ ...recipe.metrics, port: healthPort, ready });
+    open.defer(health.close);
+    log.info(`health on ${health.address}`);
+  }
 
   const checkpoints = new CheckpointWriter({
     place,

@@ -5,6 +5,7 @@ import { isSecret } from '../core/secret.ts';
 import { guarded, OUTSIDE } from '../proto/access.ts';
 import { type Exposure, isUnix, listen } from '../proto/channel.ts';
 import { implement } from '../proto/handlers.ts';
+import { addReflection } from '../proto/health.ts';
 import { coordinatorService } from '../proto/load.ts';
 import type { CoordinatorService, Part, ShardsRequest, WatchResponse } from '../proto/messages.ts';
 import { parts } from '../proto/parts.ts';
@@ -78,6 +79,7 @@ export async function serve(
     guarded((rpc, shown) => (OUTSIDE.has(rpc) ? token === null || isSecret(shown, token) : isSecret(shown, secret))),
   );
   implement(server, coordinatorService, handlers(options, isUnix(address)));
+  addReflection(server);
   const bound = await listen(server, address, exposure);
   return { address: bound, close: () => shutdown(server) };
 }

@@ -326,6 +326,8 @@ export const recipeSchema = z.strictObject({
       host: z.string().min(1).default('127.0.0.1'),
       /** 0: any free one. */
       port: z.number().int().min(0).max(65535).default(0),
+      /** Where gRPC's health service is, on the same host; 0: any free one, null: nowhere. */
+      healthPort: z.number().int().min(0).max(65535).nullable().default(null),
       /** Steps between two lines of metrics.jsonl. */
       logEverySteps: positiveInt.default(20),
     })

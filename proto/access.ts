@@ -9,7 +9,7 @@ import { serverOptions } from './channel.ts';
 import { toStatus } from './status.ts';
 
 /** What those may call who are not part of the run. */
-export const OUTSIDE: ReadonlySet<string> = new Set(['Join', 'Watch']);
+export const OUTSIDE: ReadonlySet<string> = new Set(['Join', 'Watch', 'ServerReflectionInfo']);
 const KEY = 'authorization';
 const SCHEME = 'Bearer ';
 

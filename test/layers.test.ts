@@ -26,6 +26,7 @@ const PACKAGES: Record<string, string[]> = {
   '@aws-sdk/': ['coordinator'],
   '@peculiar/': ['cli'],
   '@grpc/': ['proto', 'coordinator', 'worker'],
+  'grpc-health-check': ['proto'],
   protobufjs: ['proto', 'nn'],
   piscina: ['worker'],
   'prom-client': ['core'],

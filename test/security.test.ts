@@ -7,6 +7,7 @@ import { join } from 'node:path';
 import { connect as dial } from 'node:tls';
 import { Client, credentials, Server, type ServiceError, status } from '@grpc/grpc-js';
 import test from 'ava';
+import { service as healthService } from 'grpc-health-check';
 import { writeCertificates } from '../cli/certs.ts';
 import { tokenOf } from '../cli/trust.ts';
 import { soundVariables } from '../coordinator/bounds.ts';
@@ -28,6 +29,7 @@ import { decodePart } from '../proto/part-codec.ts';
 import { collect, parts } from '../proto/parts.ts';
 import { Tls } from '../proto/tls.ts';
 import { VERSION } from '../proto/version.ts';
+import { freePort } from '../rig/free-port.ts';
 import { requireSoundMembership, requireSoundPrepare } from '../worker/bounds.ts';
 import { Exchange } from '../worker/exchange/exchange.ts';
 import type { InputPool } from '../worker/input/pool.ts';
@@ -104,6 +106,21 @@ async function serve(
       server.forceShutdown();
     },
   };
+}
+
+/** As a probe asks: in clear text, without a token. */
+async function health(address: string, service: string): Promise<string> {
+  const client = new Client(address, credentials.createInsecure());
+  const { path, requestSerialize, responseDeserialize } = healthService['Check']!;
+  try {
+    return await new Promise((resolve, reject) =>
+      client.makeUnaryRequest(path, requestSerialize, responseDeserialize, { service }, (error, answer) =>
+        error ? reject(error) : resolve((answer as unknown as { status: string }).status),
+      ),
+    );
+  } finally {
+    client.close();
+  }
 }
 
 // ---------------------------------------------------------------- certificates
@@ -283,6 +300,7 @@ test.serial('over TCP with certificates and a token, only workers that have both
   const certs = await certificatesIn(folder);
   const strangers = await certificatesIn(folder, 'strangers');
   const token = folder.write('token', 'correct horse battery staple'.replaceAll(' ', '-'));
+  const healthPort = await freePort();
   const wrong = folder.write('wrong', 'incorrect-horse-battery-staple');
   const start = (command: string, argv: string[]) => {
     const started = new TrainProcess(argv, { command });
@@ -291,9 +309,11 @@ test.serial('over TCP with certificates and a token, only workers that have both
   };
   const coordinator = start('coordinator', [
     ...[recipeIn(folder, { epochs: 5000 }), '--runs', join(folder.path, 'runs'), '--listen', '127.0.0.1:0'],
-    ...['--tls', certs.coordinator, '--token-file', token],
+    ...['--tls', certs.coordinator, '--token-file', token, '--set', `metrics.healthPort=${healthPort}`],
   ]);
   await coordinator.printed(/coordinator on \S+,/);
+  t.is(await health(`127.0.0.1:${healthPort}`, 'liveness'), 'SERVING'); // a probe has neither certificate nor token
+  t.is(await health(`127.0.0.1:${healthPort}`, 'readiness'), 'NOT_SERVING');
   const address = /coordinator on (\S+),/.exec(coordinator.output)![1]!;
   const metrics = /metrics on http:\/\/(\S+)\/metrics/.exec(coordinator.output)![1]!;
   t.is((await fetch(`http://${metrics}/readyz`)).status, 503);
@@ -315,12 +335,15 @@ test.serial('over TCP with certificates and a token, only workers that have both
   t.notRegex(coordinator.output, /joined/);
 
   const right = ['--tls', certs.worker, '--token-file', token];
-  const workers = [worker(...right, '--metrics-port', '0'), worker(...right)];
+  const workers = [worker(...right, '--metrics-port', '0', '--health-port', '0'), worker(...right)];
   await coordinator.printed(/step \d+\//);
   const own = /metrics on http:\/\/(\S+)\/metrics/.exec(workers[0]!.output)![1]!;
   t.is((await fetch(`http://${own}/healthz`)).status, 200);
   t.is((await fetch(`http://${own}/readyz`)).status, 200);
   t.is((await fetch(`http://${metrics}/readyz`)).status, 200);
+  const ownHealth = /health on (\S+)/.exec(workers[0]!.output)![1]!;
+  t.is(await health(ownHealth, 'readiness'), 'SERVING');
+  t.is(await health(`127.0.0.1:${healthPort}`, 'readiness'), 'SERVING');
   const scraped = await (await fetch(`http://${own}/metrics`)).text();
   t.regex(scraped, /braid_worker_state\{state="training"\} 1/);
   t.regex(scraped, /braid_worker_generation 1/);

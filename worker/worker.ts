@@ -20,6 +20,7 @@ import { guarded } from '../proto/access.ts';
 import { connect } from '../proto/calls.ts';
 import { isUnix, listen, requireUnexposed, warnOfExposure } from '../proto/channel.ts';
 import { implement } from '../proto/handlers.ts';
+import { serveHealth } from '../proto/health.ts';
 import { coordinatorService, workerService } from '../proto/load.ts';
 import type { JoinResponse } from '../proto/messages.ts';
 import type { Tls } from '../proto/tls.ts';
@@ -40,8 +41,8 @@ export interface WorkerOptions {
   tls?: Tls | null;
   /** What the coordinator asks of who joins. */
   token?: string | null;
-  /** Where metrics and health are served; null: nowhere. */
-  metrics?: { host: string; port: number } | null;
+  /** Where metrics are served over HTTP, and health over gRPC; a port that is null: nowhere. */
+  metrics?: { host: string; port: number | null; healthPort: number | null };
   /** TensorFlow threads. */
   threads: number;
   /** Asks the worker to end: it stays until the step under way is done. */
@@ -74,7 +75,7 @@ export async function runWorker(options: WorkerOptions): Promise<void> {
   const { coordinator, signal, log, threads } = options;
   const hard = options.hard ?? new AbortController().signal;
   await using open = new AsyncDisposableStack();
-  const { tls = null, token = null, insecure = false, metrics = null } = options;
+  const { tls = null, token = null, insecure = false } = options;
   const { service: serviceAddress, exchange: exchangeAddress } = addresses(options, open);
   requireUnexposed(serviceAddress, { tls, insecure });
 
@@ -124,14 +125,17 @@ export async function runWorker(options: WorkerOptions): Promise<void> {
   sampled(told.step, () => service.progress.step);
   sampled(told.generation, () => service.progress.generation);
   sampled(told.readyShards, () => service.readyShards);
-  if (metrics !== null) {
-    const http = await serveStatus({
-      ...metrics,
-      registry: told.registry,
-      ready: () => service.progress.state === 'training',
-    });
+  const ready = () => service.progress.state === 'training';
+  const { host, port, healthPort } = options.metrics ?? { host: '', port: null, healthPort: null };
+  if (port !== null) {
+    const http = await serveStatus({ host, port, registry: told.registry, ready });
     open.defer(http.close);
     log.info(`metrics on http://${http.address}/metrics`);
+  }
+  if (healthPort !== null) {
+    const health = await serveHealth({ host, port: healthPort, ready });
+    open.defer(health.close);
+    log.info(`health on ${health.address}`);
   }
 
   const offer = {
