@@ -1,22 +1,19 @@
-/** braid data: brings data sets to this machine, and checks them. */
+/** braid data: brings data sets to this machine, indexes and checks them. */
 import { join } from 'node:path';
-import { setImmediate } from 'node:timers/promises';
 import { parseArgs } from 'node:util';
-import { planRun } from '../coordinator/plan.ts';
 import { BraidError } from '../core/errors.ts';
-import { loadRecipe } from '../core/recipe.ts';
-import { type Dataset, openDataset } from '../input/dataset.ts';
 import { fetchDataset } from '../input/fetch.ts';
 import { published } from '../input/sources.ts';
-import { checkImage, decodeImage } from '../worker/input/decode.ts';
+import { checkRecipeData, checkSource } from './data-check.ts';
+import { writeIndex } from './data-index.ts';
 
 export const usage = `braid data fetch <name> [--to <folder>]   bring a data set into <folder>/<name> (default: data/<name>)
 braid data list                           the data sets that fetch knows
-braid data check <recipe> [--set path=value]
-                                          open a recipe's data, decode every image, count the classes`;
-
-const SAMPLES_A_TURN = 500; // then Ctrl-C is heard
-const DAMAGED_SHOWN = 20; // files named before the rest is only counted
+braid data index <source> [--to <file>] [--first-label <n>]
+                                          make the index of a data set (default: <source>/index.braid)
+braid data check <source or recipe> [--set path=value] [--first-label <n>]
+                                          read and decode every image once, and name those that are broken
+A source is a folder, s3://bucket/prefix, or files: train-*.parquet, https://host/shard-{000..146}.tar`;
 
 /** @returns the exit code */
 export async function data(argv: string[], signal: AbortSignal = new AbortController().signal): Promise<number> {
@@ -26,6 +23,8 @@ export async function data(argv: string[], signal: AbortSignal = new AbortContro
       return fetchCommand(rest, signal);
     case 'list':
       return listCommand();
+    case 'index':
+      return indexCommand(rest, signal);
     case 'check':
       return checkCommand(rest, signal);
     default:
@@ -35,8 +34,7 @@ export async function data(argv: string[], signal: AbortSignal = new AbortContro
 
 async function fetchCommand(argv: string[], signal: AbortSignal): Promise<number> {
   const { values, positionals } = parse(argv, { to: { type: 'string', default: 'data' } });
-  const [name, ...more] = positionals;
-  if (name === undefined || more.length > 0) throw wrongUse(`data fetch: ${positionals.length} names, expected one`);
+  const name = only('fetch', positionals, 'names');
   await fetchDataset(name, join(values.to as string, name), { signal, log: print });
   return 0;
 }
@@ -46,51 +44,44 @@ function listCommand(): number {
   return 0;
 }
 
-async function checkCommand(argv: string[], signal: AbortSignal): Promise<number> {
-  const { values, positionals } = parse(argv, { set: { type: 'string', multiple: true, default: [] } });
-  const [file, ...more] = positionals;
-  if (file === undefined || more.length > 0) throw wrongUse(`data check: ${positionals.length} recipes, expected one`);
-  const recipe = loadRecipe(file, values.set as string[]);
-  const { train, test } = await planRun(recipe, openDataset);
-  try {
-    const anySize = recipe.data.resizedCrop !== null;
-    const damaged = (await checkSamples(train, anySize, signal)) + (await checkSamples(test, anySize, signal));
-    return damaged === 0 ? 0 : 1;
-  } finally {
-    train.close();
-    test.close();
-  }
+async function indexCommand(argv: string[], signal: AbortSignal): Promise<number> {
+  const { values, positionals } = parse(argv, { to: { type: 'string' }, ...FIRST_LABEL });
+  const source = only('index', positionals, 'sources');
+  const options = scanOptions('index', values['first-label'] as string, signal);
+  const { path, header, samples } = await writeIndex(source, (values.to as string | undefined) ?? null, options);
+  const { format, files, classes, broken } = header;
+  print(`${path}: ${samples} images of ${classes} classes in ${files.length} files (${format})`);
+  for (const { sample, reason } of broken) print(`sample ${sample} cannot be decoded: ${reason}`);
+  return 0;
 }
 
-/**
- * @param anySize whether images may be of other sizes than the data set's, which they are cropped to later
- * @returns how many samples do not decode
- */
-async function checkSamples(dataset: Dataset, anySize: boolean, signal: AbortSignal): Promise<number> {
-  const { height, width, channels } = dataset.image;
-  const pixels = new Uint8Array(height * width * channels);
-  const perClass = new Array<number>(dataset.classes).fill(0);
-  let damaged = 0;
-  for (let index = 0; index < dataset.length; index++) {
-    if (index % SAMPLES_A_TURN === 0) await setImmediate();
-    signal.throwIfAborted();
-    perClass[dataset.label(index)]!++;
-    if (dataset.encoding !== 'image-file') continue;
-    try {
-      const bytes = await dataset.read(index);
-      if (anySize) checkImage(bytes);
-      else decodeImage(bytes, dataset.image, pixels);
-    } catch (error) {
-      damaged++;
-      if (damaged <= DAMAGED_SHOWN) print(`${dataset.where(index)}: ${(error as Error).message} (sample ${index})`);
-    }
-  }
-  const [fewest, most] = [Math.min(...perClass), Math.max(...perClass)];
-  print(
-    `${dataset.name}: ${dataset.length} images of ${height}x${width}x${channels}, ${dataset.classes} classes of ` +
-      `${fewest === most ? fewest : `${fewest} to ${most}`} images, ${damaged === 0 ? 'all sound' : `${damaged} damaged`}`,
-  );
-  return damaged;
+async function checkCommand(argv: string[], signal: AbortSignal): Promise<number> {
+  const { values, positionals } = parse(argv, {
+    set: { type: 'string', multiple: true, default: [] },
+    ...FIRST_LABEL,
+  });
+  const what = only('check', positionals, 'sources or recipes');
+  const options = scanOptions('check', values['first-label'] as string, signal);
+  const broken = /\.ya?ml$/.test(what)
+    ? await checkRecipeData(what, values.set as string[], signal, print)
+    : await checkSource(what, options, print);
+  return broken === 0 ? 0 : 1;
+}
+
+/** What the source calls class 0. */
+const FIRST_LABEL = { 'first-label': { type: 'string', default: '0' } } as const;
+
+function scanOptions(command: string, firstLabel: string, signal: AbortSignal) {
+  if (!/^\d+$/.test(firstLabel))
+    throw wrongUse(`data ${command}: --first-label ${firstLabel} is no whole number from 0`);
+  const log = (line: string) => void process.stderr.write(`${line}\n`);
+  return { firstLabel: Number(firstLabel), signal, log, nowMs: () => performance.now() };
+}
+
+function only(command: string, [first, ...more]: string[], what: string): string {
+  if (first !== undefined && more.length === 0) return first;
+  const hint = more.length > 0 ? ' (a pattern goes in quotes)' : '';
+  throw wrongUse(`data ${command}: ${first === undefined ? 0 : 1 + more.length} ${what}, expected one${hint}`);
 }
 
 function parse(argv: string[], options: NonNullable<Parameters<typeof parseArgs>[0]>['options'] & {}) {

@@ -26,7 +26,7 @@ const COMMANDS: Record<string, Command> = {
   status: { about: 'how a running cluster is doing', load: async () => (await import('./status.ts')).status },
   config: { about: 'a recipe with every value resolved', load: async () => (await import('./config.ts')).config },
   data: {
-    about: 'fetch, list and check data sets',
+    about: 'fetch, index and check data sets',
     load: async () => async (argv, interrupts) => (await import('./data.ts')).data(argv, interrupts.orderly),
   },
   doctor: { about: 'what this machine has, and lacks', load: async () => (await import('./doctor.ts')).doctor },

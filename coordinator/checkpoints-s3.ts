@@ -6,17 +6,15 @@
  * rule (AbortIncompleteMultipartUpload) removes them.
  */
 import type { Readable } from 'node:stream';
-import { DeleteObjectCommand, GetObjectCommand, ListObjectsV2Command, S3Client } from '@aws-sdk/client-s3';
+import { DeleteObjectCommand, GetObjectCommand, ListObjectsV2Command, type S3Client } from '@aws-sdk/client-s3';
 import { Upload } from '@aws-sdk/lib-storage';
 import { BraidError } from '../core/errors.ts';
+import { s3Client, s3Said } from '../input/s3-client.ts';
 import { damaged, MANIFEST, stepOf } from './checkpoints-manifest.ts';
 import type { CheckpointStore, Place, StoredCheckpoint } from './checkpoints-store.ts';
 
 const PART_BYTES = 8 << 20; // the four that are under way take 32 MiB; 10,000 of them, S3's most, hold 80 GiB
-const CONNECT_TIMEOUT_MS = 10_000;
-const SILENCE_TIMEOUT_MS = 60_000; // of a connection on which nothing moves
 const DEFAULT_ATTEMPTS = 3;
-const DEFAULT_REGION = 'us-east-1'; // what servers other than Amazon's take for granted
 
 export class S3Store implements CheckpointStore {
   readonly where: string;
@@ -29,17 +27,7 @@ export class S3Store implements CheckpointStore {
     this.where = place.url.replace(/\/+$/, '');
     this.bucket = host;
     this.prefix = pathname.replace(/^\/+|\/+$/g, '');
-    const { AWS_ENDPOINT_URL_S3, AWS_ENDPOINT_URL, AWS_REGION, AWS_DEFAULT_REGION, AWS_MAX_ATTEMPTS } = process.env;
-    const endpoint = place.endpoint ?? AWS_ENDPOINT_URL_S3 ?? AWS_ENDPOINT_URL;
-    const region =
-      place.region ?? AWS_REGION ?? AWS_DEFAULT_REGION ?? (endpoint === undefined ? undefined : DEFAULT_REGION);
-    this.client = new S3Client({
-      ...(endpoint !== undefined && { endpoint }),
-      ...(region !== undefined && { region }),
-      forcePathStyle: place.pathStyle ?? endpoint !== undefined,
-      ...(AWS_MAX_ATTEMPTS === undefined && { maxAttempts: attempts }),
-      requestHandler: { connectionTimeout: CONNECT_TIMEOUT_MS, socketTimeout: SILENCE_TIMEOUT_MS },
-    });
+    this.client = s3Client(place, attempts);
   }
 
   async list(): Promise<StoredCheckpoint[]> {
@@ -135,12 +123,11 @@ export class S3Store implements CheckpointStore {
   }
 }
 
-/** What was thrown, without the request that it came of: that one was signed. */
 function refusal(what: string, thrown: unknown): BraidError {
   if (thrown instanceof BraidError) return thrown;
-  const { name, message, code } = thrown as Error & { code?: string };
-  const said = `${what}: ${[name === 'Error' ? code : name, message].filter(Boolean).join(': ')}`;
-  if (name === 'NoSuchKey') return new BraidError('INVALID_CHECKPOINT', said, { remedy: 'Name a whole checkpoint.' });
+  const said = `${what}: ${s3Said(thrown)}`;
+  if ((thrown as Error).name === 'NoSuchKey')
+    return new BraidError('INVALID_CHECKPOINT', said, { remedy: 'Name a whole checkpoint.' });
   return new BraidError('SETUP', said, { remedy: remedyFor(thrown as Error) });
 }
 

@@ -186,12 +186,15 @@ export const recipeSchema = z.strictObject({
   /** Seeds the weights, the order of samples and the augmentation. */
   seed: z.number().int().min(0).max(0xffffffff).default(1),
   data: z.strictObject({
-    format: z.enum(['cifar10', 'cifar100', 'idx', 'folder']),
-    /** Folder with the files of the format. For `folder`: the training images, a folder or .tar with a sub-folder a class. */
+    format: z.enum(['cifar10', 'cifar100', 'idx', 'folder', 'indexed']),
+    /**
+     * Folder with the files of the format. For `folder`: the training images, a folder or .tar with a sub-folder a class. For
+     * `indexed`: the index that `braid data index` made of them, or the folder or URL that holds it.
+     */
     path: z.string().min(1),
     /** A data set that `braid data fetch` knows: brought into `path` when its files are not there. */
     fetch: z.string().nullable().default(null),
-    /** For `folder` only: the test images. */
+    /** For `folder` and `indexed` only: the test images. */
     testPath: z.string().min(1).optional(),
     /** How many classes the networks tell apart; null: as many as the format has. */
     classes: positiveInt.nullable().default(null),
@@ -209,7 +212,7 @@ export const recipeSchema = z.strictObject({
         flip: z.boolean().default(true),
       })
       .prefault({}),
-    /** For `folder` only: images of any size, of which a random part is brought to one size; null: all have one size. */
+    /** For `folder` and `indexed` only: images of any size, of which a random part is brought to one size; null: all have one size. */
     resizedCrop: resizedCropSchema.nullable().default(null),
   }),
   branches: z.array(branchSchema).min(1),
@@ -459,13 +462,10 @@ function contradictions(recipe: Recipe): string[] {
   recipe.data.std.forEach((s, i) => {
     if (!(s > 0)) problems.push(`data.std.${i}: ${s} is not above 0`);
   });
-  if ((recipe.data.format === 'folder') !== (recipe.data.testPath !== undefined)) {
-    problems.push(
-      recipe.data.format === 'folder'
-        ? 'data.testPath: required with format folder'
-        : 'data.testPath: only for format folder',
-    );
-  }
+  const { format, testPath } = recipe.data;
+  const ofFiles = IMAGE_FILES.includes(format);
+  if (ofFiles && testPath === undefined) problems.push(`data.testPath: required with format ${format}`);
+  if (!ofFiles && testPath !== undefined) problems.push(`data.testPath: only for format ${IMAGE_FILES.join(' and ')}`);
   const { epochs, warmUp } = recipe.training;
   if (warmUp.epochs >= epochs)
     problems.push(`training.warmUp.epochs: ${warmUp.epochs}, but the run has ${epochs}: nothing is left to train`);
@@ -473,11 +473,16 @@ function contradictions(recipe: Recipe): string[] {
   return problems;
 }
 
+/** Formats of JPEG and PNG files. */
+const IMAGE_FILES: readonly string[] = ['folder', 'indexed'];
+
 function resizedCropProblems({ resizedCrop, format, augment, mean }: Recipe['data']): string[] {
   if (resizedCrop === null) return [];
   const problems: string[] = [];
   const { size, area, ratio, evaluationResize } = resizedCrop;
-  if (format !== 'folder') problems.push(`data.resizedCrop: only for format folder, here is ${format}`);
+  if (!IMAGE_FILES.includes(format)) {
+    problems.push(`data.resizedCrop: only for format ${IMAGE_FILES.join(' and ')}, here is ${format}`);
+  }
   if (augment.pad !== 0) {
     problems.push(`data.augment.pad: ${augment.pad}, but data.resizedCrop takes the crop: set pad to 0`);
   }

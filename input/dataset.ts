@@ -4,6 +4,7 @@ import type { Recipe } from '../core/recipe.ts';
 import { openCifar } from './cifar.ts';
 import { openFolder } from './folder.ts';
 import { openIdx } from './idx.ts';
+import { openIndexed } from './indexed.ts';
 
 /** raw-hwc: bytes as the network reads them. raw-chw: one plane a channel. image-file: a whole JPEG or PNG. */
 export type Encoding = 'raw-hwc' | 'raw-chw' | 'image-file';
@@ -39,9 +40,14 @@ export type Split = 'train' | 'test';
  * numbers, sizes, and every label.
  * @throws BraidError INVALID_DATA naming the file, what was found and what was expected;
  *   INVALID_RECIPE when the recipe's data section does not fit the images
+ * @param keepsBroken whether images without a readable header are left for the decoder to complain about
  */
-export async function openDataset(data: Recipe['data'], split: Split): Promise<Dataset> {
-  const dataset = await open(data, split);
+export async function openDataset(
+  data: Recipe['data'],
+  split: Split,
+  keepsBroken = split === 'train' && data.onBadSample === 'skip', // evaluation leaves none out
+): Promise<Dataset> {
+  const dataset = await open(data, split, keepsBroken);
   try {
     requireFit(data, dataset);
   } catch (error) {
@@ -51,7 +57,7 @@ export async function openDataset(data: Recipe['data'], split: Split): Promise<D
   return dataset;
 }
 
-function open(data: Recipe['data'], split: Split): Promise<Dataset> {
+function open(data: Recipe['data'], split: Split, keepsBroken: boolean): Promise<Dataset> {
   switch (data.format) {
     case 'cifar10':
     case 'cifar100':
@@ -59,7 +65,9 @@ function open(data: Recipe['data'], split: Split): Promise<Dataset> {
     case 'idx':
       return openIdx(data, split);
     case 'folder':
-      return openFolder(data, split);
+      return openFolder(data, split, keepsBroken);
+    case 'indexed':
+      return openIndexed(data, split, keepsBroken);
   }
 }
 

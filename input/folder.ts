@@ -36,7 +36,7 @@ interface Tree {
  * Opens `data.path` (train) or `data.testPath` (test) and checks the header of every image. They are of one size, or the
  * recipe crops them to one.
  */
-export async function openFolder(data: Recipe['data'], split: Split): Promise<Dataset> {
+export async function openFolder(data: Recipe['data'], split: Split, keepsBroken: boolean): Promise<Dataset> {
   const tree = await openTree(split === 'train' ? data.path : data.testPath!);
   try {
     if (split === 'test') await requireSameClasses(data.path, tree);
@@ -50,8 +50,7 @@ export async function openFolder(data: Recipe['data'], split: Split): Promise<Da
       );
     }
     const channels = data.mean.length === 1 ? 1 : 3;
-    const skips = split === 'train' && data.onBadSample === 'skip';
-    const { first, recordBytes } = await requireImages(tree, channels, data.resizedCrop === null, skips);
+    const { first, recordBytes } = await requireImages(tree, channels, data.resizedCrop === null, keepsBroken);
     const { height, width } =
       data.resizedCrop === null ? first : { height: data.resizedCrop.size, width: data.resizedCrop.size };
     const labels = new Map(tree.classNames.map((name, label) => [name, label]));
@@ -199,13 +198,13 @@ async function requireSameClasses(trainRoot: string, test: Tree): Promise<void> 
 /**
  * Reads every header.
  * @param oneSize whether all must have the size of the first
- * @param skips whether one that cannot be read is left for the decoder to complain about: another sample stands in for it
+ * @param keepsBroken whether one that cannot be read is left for the decoder to complain about
  */
 async function requireImages(
   tree: Tree,
   channels: 1 | 3,
   oneSize: boolean,
-  skips: boolean,
+  keepsBroken: boolean,
 ): Promise<{ first: ImageHeader; recordBytes: number }> {
   let first: (ImageHeader & { name: string }) | null = null;
   let unreadable: BraidError | null = null;
@@ -218,7 +217,7 @@ async function requireImages(
       recordBytes = Math.max(recordBytes, entry.size());
       header = headerOf(entry, file);
     } catch (error) {
-      if (!skips || !(error instanceof BraidError)) throw error;
+      if (!keepsBroken || !(error instanceof BraidError)) throw error;
       unreadable ??= error;
       continue;
     }

@@ -23,11 +23,14 @@ const ARROWS: Record<string, string[]> = {
 /** Which folders may import the packages whose names start so. */
 const PACKAGES: Record<string, string[]> = {
   '@tensorflow/': ['nn'],
-  '@aws-sdk/': ['coordinator'],
+  // input: data sets lie in S3 too, and are read by the coordinator or by the workers. coordinator: checkpoints.
+  '@aws-sdk/': ['input', 'coordinator'],
   '@peculiar/': ['cli'],
   '@grpc/': ['proto', 'coordinator', 'worker'],
   'grpc-health-check': ['proto'],
-  protobufjs: ['proto', 'nn'],
+  // input: the records of a TFRecord are protobufs.
+  protobufjs: ['proto', 'nn', 'input'],
+  hyparquet: ['input'],
   piscina: ['worker'],
   'prom-client': ['core'],
 };
