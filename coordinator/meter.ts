@@ -1,5 +1,6 @@
 /** Measures a step from outside: how long each phase takes, and what workers report of theirs. */
 import type { Direction, Link, Metrics } from '../core/metrics.ts';
+import { within } from '../core/spans.ts';
 
 export class Meter {
   /** Seconds, monotonic. */
@@ -19,7 +20,7 @@ export class Meter {
 
   async time<T>(phase: string, work: () => Promise<T>): Promise<T> {
     const start = this.now();
-    const result = await work();
+    const result = await within(phase, work);
     const seconds = this.now() - start;
     this.seconds[phase] = (this.seconds[phase] ?? 0) + seconds;
     this.metrics.phaseSeconds.observe({ phase }, seconds);

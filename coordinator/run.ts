@@ -132,6 +132,11 @@ export async function runCoordinator(options: RunOptions, world: World = realWor
     now,
     ...announcing({ log, onEvent }, metrics, plan.workers),
   });
+  const { endpoint } = recipe.tracing;
+  if (endpoint !== null) {
+    const { exportSpans } = await import('../proto/otlp.ts');
+    open.defer(exportSpans({ endpoint, service: 'braid-coordinator', attributes: { 'braid.run': run }, log }));
+  }
   const journal = new Journal(folder.metrics);
   const badSamples = new BadSamples(folder.badSamples);
   const recorder = new Recorder({ plan, journal, badSamples, metrics, meter, onEvent });

@@ -1,5 +1,6 @@
 /** The training loop: every step that is left, its evaluations and its checkpoints. */
 import { BraidError } from '../core/errors.ts';
+import { within } from '../core/spans.ts';
 import type { CheckpointWriter } from './checkpoints-writer.ts';
 import type { Crew } from './crew.ts';
 import { resultsOf } from './evaluation.ts';
@@ -41,7 +42,11 @@ export async function train(training: Training): Promise<string | null> {
       if (training.regroup()) return null;
     }
     training.recorder.begin();
-    await trainStep(group, stepAt(plan, step), ledger, plan.recipe.training.nonFinite, hard);
+    const { everySteps } = plan.recipe.tracing;
+    await within('step', () => trainStep(group, stepAt(plan, step), ledger, plan.recipe.training.nonFinite, hard), {
+      attributes: { step },
+      sampled: step % everySteps === 0,
+    });
   }
   const path = await saveNow(training, plan.steps);
   await evaluate(training, plan.steps);

@@ -335,6 +335,17 @@ export const recipeSchema = z.strictObject({
       logEverySteps: positiveInt.default(20),
     })
     .prefault({}),
+  tracing: z
+    .strictObject({
+      /** An OpenTelemetry collector (OTLP over gRPC): http://host:4317, or https:// for TLS; null: nothing is traced. */
+      endpoint: z
+        .url({ protocol: /^https?$/ })
+        .nullable()
+        .default(null),
+      /** One trace every so many steps. */
+      everySteps: positiveInt.default(1),
+    })
+    .prefault({}),
 });
 
 export type Recipe = z.infer<typeof recipeSchema>;

@@ -10,6 +10,7 @@ import { readdirSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { Worker } from 'node:worker_threads';
 import { asBraidError, BraidError, type ErrorCode } from '../core/errors.ts';
+import { within } from '../core/spans.ts';
 import type { Phase } from './phases.ts';
 import type { Program, ProgramOptions } from './program.ts';
 
@@ -97,18 +98,26 @@ export class Device {
     feeds: Record<string, Feed>,
     into: Record<string, Float32Array> = {},
   ): Promise<Record<string, Float32Array>> {
-    if (this.ended !== null) return Promise.reject(this.ended);
-    const id = this.nextId++;
-    return new Promise((resolve, reject) => {
-      this.pending.set(id, { resolve, reject, into });
-      this.thread.postMessage({ id, phase, feeds, into } satisfies RunRequest);
-    });
+    return within('session', () => this.send(phase, feeds, into), { attributes: { phase } });
   }
 
   /** Ends the thread; runs under way are rejected. May be called again. */
   async close(): Promise<void> {
     this.end(new BraidError('DEVICE', 'the device is closed'));
     await this.thread.terminate();
+  }
+
+  private send(
+    phase: Phase,
+    feeds: Record<string, Feed>,
+    into: Record<string, Float32Array>,
+  ): Promise<Record<string, Float32Array>> {
+    if (this.ended !== null) return Promise.reject(this.ended);
+    const id = this.nextId++;
+    return new Promise((resolve, reject) => {
+      this.pending.set(id, { resolve, reject, into });
+      this.thread.postMessage({ id, phase, feeds, into } satisfies RunRequest);
+    });
   }
 
   private receive(message: ThreadMessage): void {

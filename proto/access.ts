@@ -10,6 +10,8 @@ import { toStatus } from './status.ts';
 
 /** What those may call who are not part of the run. */
 export const OUTSIDE: ReadonlySet<string> = new Set(['Join', 'Watch', 'ServerReflectionInfo']);
+/** W3C's: what a call is part of (core/spans.ts). */
+export const TRACEPARENT_KEY = 'traceparent';
 const KEY = 'authorization';
 const SCHEME = 'Bearer ';
 

@@ -9,7 +9,8 @@
  */
 import { Client, type Metadata, type MethodDefinition, type ServiceError, status } from '@grpc/grpc-js';
 import { BraidError } from '../core/errors.ts';
-import { showing } from './access.ts';
+import { traceparent } from '../core/spans.ts';
+import { showing, TRACEPARENT_KEY } from './access.ts';
 import { channel } from './channel.ts';
 import type { Service } from './load.ts';
 import type { Call, Messages } from './messages.ts';
@@ -55,7 +56,7 @@ export function connect<Calls extends object>(
   const client = new Client(address, credentials, options);
   const calls: Record<string, unknown> = {};
   for (const [rpc, method] of Object.entries<Method>(service.methods)) {
-    const to = () => ({ client, method, peer, metadata: showing(secret(rpc)) });
+    const to = () => ({ client, method, peer, metadata: traced(showing(secret(rpc))) });
     calls[rpc] = method.responseStream
       ? (request: object, call: Call) => pull(to(), request, call)
       : method.requestStream
@@ -64,6 +65,13 @@ export function connect<Calls extends object>(
   }
   const ready = (call: ReadyCall) => untilReady(client, call, { peer, secured: tls !== null });
   return Object.assign(calls, { ready, close: () => client.close() }) as Connection<Calls>;
+}
+
+/** What is called is part of the span under way. */
+function traced(metadata: Metadata): Metadata {
+  const header = traceparent();
+  if (header !== null) metadata.set(TRACEPARENT_KEY, header);
+  return metadata;
 }
 
 /** Whom a call goes to, and with what. */

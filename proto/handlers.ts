@@ -11,11 +11,14 @@
 import type { EventEmitter } from 'node:events';
 import type * as grpc from '@grpc/grpc-js';
 import { BraidError } from '../core/errors.ts';
+import { following } from '../core/spans.ts';
+import { TRACEPARENT_KEY } from './access.ts';
 import type { Service } from './load.ts';
 import type { Call, Messages } from './messages.ts';
 import { toStatus } from './status.ts';
 import { write } from './stream.ts';
 
+type Received = { metadata: grpc.Metadata };
 type Handler = (request: unknown, call: Call) => unknown;
 
 /** Adds a service to a server. Every rpc must be there; the compiler says which is not. */
@@ -35,19 +38,21 @@ export function implement<Calls extends object>(server: grpc.Server, service: Se
 }
 
 function unary(handler: Handler): grpc.handleUnaryCall<unknown, unknown> {
-  return (call, callback) => answer(() => handler(call.request, { signal: signalOf(call) }), callback);
+  return (call, callback) => answer(call, () => handler(call.request, { signal: signalOf(call) }), callback);
 }
 
 function clientStream(handler: Handler): grpc.handleClientStreamingCall<unknown, unknown> {
-  return (call, callback) => answer(() => handler(call, { signal: signalOf(call) }), callback);
+  return (call, callback) => answer(call, () => handler(call, { signal: signalOf(call) }), callback);
 }
 
 function serverStream(handler: Handler): grpc.handleServerStreamingCall<unknown, unknown> {
   return async (call) => {
     const signal = signalOf(call);
     try {
-      const messages = handler(call.request, { signal }) as Messages<unknown>;
-      for await (const message of messages) await write(call, message, signal);
+      await asPart(call, async () => {
+        const messages = handler(call.request, { signal }) as Messages<unknown>;
+        for await (const message of messages) await write(call, message, signal);
+      });
       call.end();
     } catch (thrown) {
       call.emit('error', toStatus(thrown)); // grpc-js: ends the call with this status
@@ -55,12 +60,17 @@ function serverStream(handler: Handler): grpc.handleServerStreamingCall<unknown,
   };
 }
 
-async function answer(handle: () => unknown, callback: grpc.sendUnaryData<unknown>): Promise<void> {
+async function answer(call: Received, handle: () => unknown, callback: grpc.sendUnaryData<unknown>): Promise<void> {
   try {
-    callback(null, await handle());
+    callback(null, await asPart(call, handle));
   } catch (thrown) {
     callback(toStatus(thrown));
   }
+}
+
+/** What is done for a call is part of the span that the caller made it in. */
+function asPart<T>({ metadata }: Received, work: () => T): T {
+  return following(() => metadata.get(TRACEPARENT_KEY)[0]?.toString(), work);
 }
 
 /** Aborts when the client has cancelled, hit its deadline, or gone. */

@@ -28,6 +28,7 @@ const PACKAGES: Record<string, string[]> = {
   '@peculiar/': ['cli'],
   '@grpc/': ['proto', 'coordinator', 'worker'],
   'grpc-health-check': ['proto'],
+  '@opentelemetry/': ['proto'],
   // input: the records of a TFRecord are protobufs.
   protobufjs: ['proto', 'nn', 'input'],
   hyparquet: ['input'],

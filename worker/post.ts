@@ -8,6 +8,7 @@
 import { isDeepStrictEqual } from 'node:util';
 import { BraidError } from '../core/errors.ts';
 import { checkRecipe, type Recipe } from '../core/recipe.ts';
+import { within } from '../core/spans.ts';
 import { shardBytes } from '../input/shard.ts';
 import type { Device, DeviceOptions, Program, Role } from '../nn/device.ts';
 import { applyPhase, trainingPhase } from '../nn/phases.ts';
@@ -40,6 +41,8 @@ export interface PostOptions {
   threads: number;
   openDevice(options: DeviceOptions): Promise<Device>;
   pullShards(request: ShardsRequest, signal: AbortSignal): Messages<Part>;
+  /** The run's recipe is known. */
+  onRecipe(recipe: Recipe): Promise<void>;
   /** Seconds, monotonic. */
   now(): number;
   /** What this worker was in the generation before; it is over from here on. null: nothing. */
@@ -102,6 +105,7 @@ export class Post {
     const { request, secret, exchange, threads, before } = options;
     const { height, width, channels, classes, shardSizes } = request;
     const recipe = checkRecipe(JSON.parse(request.recipe), 'the recipe of Prepare');
+    await options.onRecipe(recipe);
     const role: Role = request.branch === undefined ? { kind: 'replica' } : { kind: 'branch', branch: request.branch };
     const wanted = { recipe, role, image: { height, width, channels }, classes, shardSizes, threads };
     const legacy = await inherit(options, wanted, before);
@@ -296,7 +300,7 @@ export class Post {
   }
 
   private async trainShard(step: number): Promise<ReadyShard> {
-    const shard = await this.train!.take(step);
+    const shard = await within('input', () => this.train!.take(step));
     if (this.request.shardSizes.includes(shard.labels.length)) return shard;
     const sizes = this.request.shardSizes.join(' or ');
     throw new BraidError('PROTOCOL', `the shard of step ${step} has ${shard.labels.length} samples, not ${sizes}`);

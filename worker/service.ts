@@ -1,6 +1,7 @@
 /** The Worker service: thin handlers over the worker's post. */
 import { BraidError } from '../core/errors.ts';
 import type { WorkerState } from '../core/metrics.ts';
+import { within } from '../core/spans.ts';
 import type {
   Messages,
   Part,
@@ -210,7 +211,7 @@ export class Service implements WorkerService {
     const doing = { phase, since: this.options.now() };
     this.doing = doing;
     try {
-      return await work();
+      return await within(phase, work);
     } finally {
       if (this.doing === doing) this.doing = null;
     }

@@ -29,6 +29,7 @@ import { requireSoundMembership } from './bounds.ts';
 import { Exchange } from './exchange/exchange.ts';
 import { Post } from './post.ts';
 import { Service } from './service.ts';
+import { Tracing } from './tracing.ts';
 
 export interface WorkerOptions {
   /** Where to join: "unix:/path" or "host:port". */
@@ -95,6 +96,8 @@ export async function runWorker(options: WorkerOptions): Promise<void> {
   const rejoinMs = 1000 * (options.rejoinSeconds ?? REJOIN_SECONDS);
   let joined: JoinResponse | null = null;
   const stopped = new AbortController();
+  const tracing = new Tracing(log);
+  open.defer(() => tracing.close());
   const service = new Service({
     joined: () => joined,
     openPost: (request, before, preparing) =>
@@ -107,6 +110,10 @@ export async function runWorker(options: WorkerOptions): Promise<void> {
           threads,
           openDevice: options.openDevice ?? Device.open,
           pullShards: (shards, reading) => client.shards(shards, { signal: reading }),
+          onRecipe: ({ tracing: { endpoint } }) => {
+            const { run, member } = joined!;
+            return tracing.to(endpoint, { 'braid.run': run, 'braid.member': member, 'host.name': hostname() });
+          },
           now,
         },
         preparing,

@@ -5,6 +5,7 @@
 import { Piscina } from 'piscina';
 import { BraidError } from '../../core/errors.ts';
 import type { ResizedCrop } from '../../core/recipe.ts';
+import { within } from '../../core/spans.ts';
 import { standIns } from '../../core/stand-ins.ts';
 import type { EncodedShard } from '../../input/shard.ts';
 import type { AugmentOptions } from './augment.ts';
@@ -68,7 +69,7 @@ export class InputPool {
     const slot = await this.take();
     let bad: InputFailure[];
     try {
-      bad = await this.fill(slot, shard);
+      bad = await within('decode', () => this.fill(slot, shard), { root: true, attributes: { step: shard.step } });
       if (this.closed) throw closedError();
     } catch (error) {
       this.give(slot);
