@@ -41,7 +41,7 @@ try {
     {
       openDataset: async (_, split) =>
         fakeDataset(split, split === 'train' ? 2 * scale.members * scale.steps : scale.members),
-      openMethodDevice: () => Promise.reject(new Error('no method runs in `together`')),
+      openShares: () => Promise.reject(new Error('no method runs in `together`')),
       now: () => performance.now() / 1000,
       nameRun: () => 'scale',
     },

@@ -9,7 +9,8 @@ import { Crew } from './crew.ts';
 import type { Group, NetworkState } from './group.ts';
 import type { Member, Membership, Seat } from './membership.ts';
 import type { Meter } from './meter.ts';
-import { Method, type MethodDevice } from './method.ts';
+import { Method } from './method.ts';
+import type { Share } from './method-share.ts';
 import { Pace } from './pace.ts';
 import { type Plan, planFor } from './plan.ts';
 import { seatsFor } from './seats.ts';
@@ -40,7 +41,7 @@ export interface GenerationsOptions
   meter: Meter;
   metrics: Metrics;
   log: Log;
-  openMethodDevice(plan: Plan): Promise<MethodDevice>;
+  openShares(plan: Plan): Promise<Share[]>;
   /** Where training begins when no worker holds a later state: the newest checkpoint, or the first weights. */
   startFrom(group: Group): Promise<Start>;
   /** All are here, and training begins. */
@@ -173,10 +174,10 @@ export class Generations {
     recorder.goTo(ledger.position.step);
   }
 
-  /** The method's device: the same one as long as the shards keep their sizes. */
+  /** The method's devices: the same ones as long as the shards keep their sizes. */
   private async openMethod(): Promise<Method> {
     const { plan } = this;
-    const open = () => this.options.openMethodDevice(plan);
+    const open = () => this.options.openShares(plan);
     const sizes = plan.shardSizes.join();
     if (this.method === null) this.method = new Method(await open(), sizes);
     else if (this.method.shardSizes !== sizes) this.method = await this.method.succeed(open, sizes);

@@ -1,104 +1,128 @@
-/** The method in `split`: the coordinator's own device, which turns all branches' outputs into losses and cotangents. */
+/**
+ * The method in `split`: it turns all branches' outputs into losses and cotangents. Its shares work side by side, each for
+ * some of the replicas, and hold the same state: they apply the same sum, made in replica order whoever computed it.
+ */
 import { availableParallelism } from 'node:os';
-import { Device, type Program } from '../nn/device.ts';
-import { applyPhase, type Phase, trainingPhase } from '../nn/phases.ts';
+import type { Recipe } from '../core/recipe.ts';
+import type { Program } from '../nn/device.ts';
 import { readScores, type Score } from '../nn/scores.ts';
 import { fromTensors, toTensors } from '../nn/variables.ts';
 import type { Position } from '../proto/messages.ts';
+import type { Crew } from './crew.ts';
 import type { Losses } from './events.ts';
 import type { FlatState, NetworkState } from './group.ts';
+import { openShare } from './method-link.ts';
+import type { Share, Trust } from './method-share.ts';
 import type { Plan, Update } from './plan.ts';
+import { requireIdentical } from './replicas.ts';
 
-type Feeds = Record<string, Float32Array | Int32Array | Uint8Array | number>;
+/** The method's threads take two cores each when they are busy: one for TensorFlow, one for what comes and goes. */
+const CORES_A_THREAD = 2;
 
-/** What the method needs of nn's Device. */
-export interface MethodDevice {
-  readonly program: Program;
-  run(phase: Phase, feeds: Feeds): Promise<Record<string, Float32Array>>;
-  close(): Promise<void>;
+/** How many threads the method has, for so many replicas. */
+export function methodThreadsOf({ cluster }: Recipe, replicas: number): number {
+  const wanted = cluster.methodThreads ?? Math.floor(availableParallelism() / CORES_A_THREAD);
+  return Math.min(replicas, Math.max(1, wanted));
 }
 
-/** Opens nn's Device for the method. It computes while the workers wait for it, so it may have every core. */
-export async function openMethodDevice({ recipe, image, classes, shardSizes }: Plan): Promise<MethodDevice> {
-  const threads = availableParallelism();
-  return Device.open({ recipe, role: { kind: 'method' }, image, classes, shardSizes, threads });
+/** Opens the shares of a run's method, each in a thread of its own. @throws BraidError CAPTURE or DEVICE */
+export async function openShares(plan: Plan, trust: Trust): Promise<Share[]> {
+  const opening = Array.from({ length: methodThreadsOf(plan.recipe, plan.replicas) }, () => openShare(plan, trust));
+  const opened = await Promise.allSettled(opening);
+  const shares = opened.flatMap((share) => (share.status === 'fulfilled' ? [share.value] : []));
+  const failed = opened.find(({ status }) => status === 'rejected') as PromiseRejectedResult | undefined;
+  if (failed === undefined) return shares;
+  await Promise.all(shares.map((share) => share.close()));
+  throw failed.reason;
 }
 
-export interface Fused {
-  /** Over the global batch. */
-  losses: Losses;
-  /** [replica][branch], each in the layout of its outputs; undefined for a branch that does not learn. */
-  cotangents: (Float32Array | undefined)[][];
-}
+/** Between steps nothing is given up: a run that ends closes the method. */
+const WHOLE = { signal: new AbortController().signal };
 
 export class Method {
-  private readonly device: MethodDevice;
   readonly shardSizes: string;
-  /** Where training is on the method's device; null before it has a state. */
+  private readonly shares: Share[];
+  /** Where training is on the method's devices; null before they have a state. */
   position: Position | null = null;
-  /** Sum over the replicas of the step under way. */
-  private gradient: Float32Array | null = null;
+  /** L2 norm of the sum over the replicas; null: there is none of the step under way. */
+  private norm: number | null = null;
 
-  /** @param shardSizes what the device's program was made for */
-  constructor(device: MethodDevice, shardSizes: string) {
-    this.device = device;
+  /** @param shardSizes what the devices' programs were made for */
+  constructor(shares: Share[], shardSizes: string) {
+    this.shares = shares;
     this.shardSizes = shardSizes;
   }
 
   get program(): Program {
-    return this.device.program;
+    return this.shares[0]!.program;
+  }
+
+  /** Takes the workers of a generation on. */
+  async begin({ members }: Crew, { branches, replicas }: Plan): Promise<void> {
+    const length = Math.max(...this.program.rounds.map(({ gradientLength }) => gradientLength));
+    const vector = () => new Float32Array(new SharedArrayBuffer(4 * length));
+    const gradients = Array.from({ length: replicas }, vector);
+    const sum = vector();
+    const of = this.shares.length;
+    await this.each((share, index) => {
+      const own = members.filter(({ rank }) => this.of(Math.floor(rank / branches)) === share);
+      const peers = own.map(({ rank, name, joined }) => ({ rank, name, address: joined.address }));
+      return share.begin({ peers, gradients, sum, part: { index, of } }, WHOLE);
+    });
+  }
+
+  /** The share that a replica's workers send to. */
+  of(replica: number): Share {
+    return this.shares[replica % this.shares.length]!;
   }
 
   /**
-   * One run a replica, in replica order; gradients add up in that order, too.
-   * @param outputs [replica][branch], flat   @param labels by replica, i32[n]
+   * Losses and cotangents of what has been gathered.
+   * @param labels by replica, i32[n]   @returns losses over the global batch
    */
-  async fuse(
-    { round, shardWeights, distillWeight }: Update,
-    outputs: Float32Array[][],
-    labels: Int32Array[],
-  ): Promise<Fused> {
+  async fuse({ round, shardWeights, distillWeight }: Update, labels: Int32Array[]): Promise<Losses> {
+    const shards = labels.map((own, replica) => ({ replica, labels: own, shardWeight: shardWeights[replica]! }));
+    this.norm = null;
+    const byReplica: Float32Array[] = [];
+    await this.each(async (share) => {
+      const own = shards.filter(({ replica }) => this.of(replica) === share);
+      const answers = await share.fuse({ round, distillWeight, shards: own }, WHOLE);
+      own.forEach(({ replica }, i) => {
+        byReplica[replica] = answers[i]!;
+      });
+    });
+    const names = this.program.rounds[round]!.losses;
     const losses: Losses = {};
-    const cotangents: Fused['cotangents'] = [];
-    this.gradient = null;
-    for (const [replica, ofBranches] of outputs.entries()) {
-      const shardWeight = shardWeights[replica]!;
-      const fused = await this.device.run(trainingPhase('fuse', round, labels[replica]!.length), {
-        ...named('outputs', ofBranches),
-        labels: labels[replica]!,
-        distillWeight,
-        shardWeight,
+    byReplica.forEach((values, replica) => {
+      names.forEach((name, i) => {
+        losses[name] = (losses[name] ?? 0) + shardWeights[replica]! * values[i]!;
       });
-      this.program.rounds[round]!.losses.forEach((name, i) => {
-        losses[name] = (losses[name] ?? 0) + shardWeight * fused.losses![i]!;
-      });
-      cotangents.push(ofBranches.map((_, branch) => fused[`cotangents.${branch}`]));
-      this.add(fused.gradient);
-    }
-    return { losses, cotangents };
+    });
+    return losses;
   }
 
-  /** L2 norm of the summed gradient; 0 for a method without variables. */
-  gradientNorm(): number {
-    let squares = 0;
-    for (const g of this.gradient ?? []) squares += g * g;
-    return Math.sqrt(squares);
+  /** Sums the replicas' gradients. @returns L2 norm of the sum; 0 for a method without variables */
+  async reduce({ round }: Update): Promise<number> {
+    if (this.program.rounds[round]!.gradientLength === 0) return 0;
+    const squares = await this.each((share) => share.sum({ round }, WHOLE));
+    this.norm = Math.sqrt(squares.reduce((a, b) => a + b, 0));
+    return this.norm;
   }
 
   /** What has been committed already stays as it is. */
   async commit({ step, round, learningRate, last, skip }: Update): Promise<void> {
-    const { position, gradient } = this;
+    const { position, norm } = this;
     if (position === null || step < position.step || (step === position.step && round < position.round)) return;
     this.position = null; // an apply that fails may have changed some weights
-    this.gradient = null;
-    if (gradient !== null && !skip) await this.device.run(applyPhase(round), { gradient, learningRate });
+    this.norm = null;
+    if (norm !== null && !skip) await this.each((share) => share.apply({ round, learningRate }, WHOLE));
     this.position = last ? { step: step + 1, round: 0 } : { step, round: round + 1 };
   }
 
   /** The same method for other shard sizes, with what this one has learnt; this one is closed. */
-  async succeed(open: () => Promise<MethodDevice>, shardSizes: string): Promise<Method> {
+  async succeed(open: () => Promise<Share[]>, shardSizes: string): Promise<Method> {
     const { position } = this;
-    const state = position === null ? null : await this.read();
+    const state = position === null ? null : await this.read(position.step);
     await this.close();
     const next = new Method(await open(), shardSizes);
     if (state !== null) await next.write(toTensors(state.variables, state.state));
@@ -106,39 +130,38 @@ export class Method {
     return next;
   }
 
-  /** Scores of one evaluation batch. @param labels i32[evaluation.batch], -1 where the batch is padded */
-  async evaluate(outputs: Float32Array[], labels: Int32Array): Promise<Score[]> {
-    const { scores } = await this.device.run('evaluate', { ...named('outputs', outputs), labels });
+  /** Scores of one evaluation batch that has been gathered. @param labels i32[evaluation.batch], -1 where it is padded */
+  async evaluate(replica: number, labels: Int32Array): Promise<Score[]> {
+    const scores = await this.of(replica).evaluate({ replica, labels }, WHOLE);
     const samples = labels.reduce((count, label) => count + (label >= 0 ? 1 : 0), 0);
-    return readScores(this.program.classifiers, scores!, samples);
+    return readScores(this.program.classifiers, scores, samples);
   }
 
   async write({ weights, momenta }: NetworkState): Promise<void> {
     if (this.program.stateLength === 0) return;
-    await this.device.run('write', { state: fromTensors(this.program.variables, weights, momenta) });
+    const state = fromTensors(this.program.variables, weights, momenta);
+    await this.each((share) => share.write({ state }, WHOLE));
   }
 
-  async read(): Promise<FlatState> {
+  /** @param step how many have been done   @throws BraidError REPLICAS_DIVERGED when the shares' states differ */
+  async read(step: number): Promise<FlatState> {
     const { variables, stateLength } = this.program;
     if (stateLength === 0) return { variables, state: new Float32Array(0) };
-    const { state } = await this.device.run('read', {});
-    return { variables, state: state! };
-  }
-
-  close(): Promise<void> {
-    return this.device.close();
-  }
-
-  private add(gradient: Float32Array | undefined): void {
-    if (gradient === undefined || gradient.length === 0) return;
-    if (this.gradient === null) {
-      this.gradient = gradient;
-      return;
+    if (this.shares.length > 1) {
+      const hashes = await this.each(async (share, rank) => ({ rank, sha256: await share.hash({}, WHOLE) }));
+      requireIdentical(hashes, "method's state", step, 'threads of the coordinator');
     }
-    for (let i = 0; i < gradient.length; i++) this.gradient[i]! += gradient[i]!;
+    return { variables, state: await this.shares[0]!.read({}, WHOLE) };
   }
-}
 
-function named(name: string, values: Float32Array[]): Record<string, Float32Array> {
-  return Object.fromEntries(values.map((value, i) => [`${name}.${i}`, value]));
+  async close(): Promise<void> {
+    await Promise.all(this.shares.map((share) => share.close()));
+  }
+
+  /** All of them are done when it returns, and when it throws. */
+  private async each<T>(work: (share: Share, index: number) => Promise<T>): Promise<T[]> {
+    const working = this.shares.map(work);
+    await Promise.allSettled(working);
+    return Promise.all(working);
+  }
 }

@@ -23,7 +23,8 @@ import { BadSamples, Journal } from './journal.ts';
 import { Ledger } from './ledger.ts';
 import { type Member, Membership } from './membership.ts';
 import { Meter } from './meter.ts';
-import { type MethodDevice, openMethodDevice } from './method.ts';
+import { openShares } from './method.ts';
+import type { Share, Trust } from './method-share.ts';
 import { type Plan, planRun } from './plan.ts';
 import { Recorder } from './recorder.ts';
 import { checkpointToResume, requireNoCheckpoints } from './resume.ts';
@@ -57,8 +58,8 @@ export interface RunOptions {
 /** What a run takes from outside, for tests to replace. */
 export interface World {
   openDataset: typeof openDataset;
-  /** The device that runs the method; only in `split`. */
-  openMethodDevice(plan: Plan): Promise<MethodDevice>;
+  /** What runs the method; only in `split`. */
+  openShares(plan: Plan, trust: Trust): Promise<Share[]>;
   /** Seconds, monotonic. */
   now(): number;
   /** A name that no other run has. */
@@ -67,7 +68,7 @@ export interface World {
 
 const realWorld: World = {
   openDataset,
-  openMethodDevice,
+  openShares,
   now: () => performance.now() / 1000,
   nameRun: ({ name }) => `${name}-${randomBytes(4).toString('hex')}`,
 };
@@ -185,7 +186,7 @@ export async function runCoordinator(options: RunOptions, world: World = realWor
     now,
     onEvent,
     log,
-    openMethodDevice: world.openMethodDevice,
+    openShares: (planned) => world.openShares(planned, { secret, tls }),
     startFrom: async (group) => {
       await checkpoints.settled();
       const { newest: last } = checkpoints;

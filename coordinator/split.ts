@@ -39,11 +39,13 @@ export async function prepareSplit(
   const [prepared, opened] = await Promise.allSettled([preparing, openMethod()]);
   if (prepared.status === 'rejected') throw prepared.reason;
   if (opened.status === 'rejected') throw opened.reason;
+  const method = opened.value;
+  await method.begin(crew, plan);
   const programs = prepared.value;
   programs.forEach((program, rank) => {
     requireSameProgram(programs[rank % branches]!, program, [rank % branches, rank]);
   });
-  return new Split(crew, plan, shards, opened.value, programs);
+  return new Split(crew, plan, shards, method, programs);
 }
 
 class Split implements Group {
@@ -54,11 +56,6 @@ class Split implements Group {
   private readonly method: Method;
   /** By branch. */
   private readonly programs: Prepared[];
-  /** By rank, reused from step to step: a step's outputs have been used up when the next one's come. */
-  private readonly outputMemory: (Uint8Array | undefined)[] = [];
-  /** [replica][branch], between forward and backward. */
-  private cotangents: (Float32Array | undefined)[][] = [];
-
   readonly held: (Position | null)[];
 
   /** @param programs by rank */
@@ -74,33 +71,31 @@ class Split implements Group {
   }
 
   async forward(update: Update, signal: AbortSignal) {
-    const outputs = await this.gather(update, signal); // [replica][branch]
+    await this.gather(update, signal);
     // All branches of a replica leave the same samples out.
     const first = this.crew.members.filter(({ rank }) => this.branchOf(rank) === 0);
     const bad = await inspectShards(this.crew, this.plan.recipe, update.step, signal, first);
-    const labels = outputs.map((_, replica) =>
+    const labels = first.map((_, replica) =>
       labelsWith(bad[replica] ?? [], this.shards.labels('SPLIT_TRAIN', update.step, replica)),
     );
-    const fused = await this.crew.meter.time('method', () => this.method.fuse(update, outputs, labels));
-    this.cotangents = fused.cotangents;
-    return { losses: fused.losses, bad: bad.flat() };
+    const losses = await this.crew.meter.time('method', () => this.method.fuse(update, labels));
+    return { losses, bad: bad.flat() };
   }
 
   async backward({ step, round, shardWeights, samples }: Update, signal: AbortSignal): Promise<void> {
-    await this.crew.each('backward', step, signal, async ({ rank, worker }, call) => {
+    await this.crew.each('backward', step, signal, async ({ rank }, call) => {
       const program = this.programs[this.branchOf(rank)]!;
       if (program.rounds[round]!.gradientLength === 0) return;
       const replica = this.replicaOf(rank);
-      // A branch that does not learn may still hold a trunk that does.
-      const none = () => new Float32Array(program.outputLengths[this.shardSize(shardWeights[replica]!, samples)]!);
-      const cotangents = bytesOf(this.cotangents[replica]![this.branchOf(rank)] ?? none());
-      this.crew.meter.moved('cotangents', 'received', cotangents.length);
-      await worker.backward(parts(this.crew.stamp(step), cotangents), call);
+      const elements = program.outputLengths[this.shardSize(shardWeights[replica]!, samples)]!;
+      const bytes = await this.method.of(replica).scatter({ rank, elements, stamp: this.crew.stamp(step) }, call);
+      this.crew.meter.moved('cotangents', 'received', bytes);
     });
   }
 
-  async reduce({ step, round }: Update, signal: AbortSignal): Promise<number> {
-    const answers = await reduceGradients(this.crew, step, signal);
+  async reduce(update: Update, signal: AbortSignal): Promise<number> {
+    const { step, round } = update;
+    const [answers, own] = await bothDone(reduceGradients(this.crew, step, signal), this.method.reduce(update));
     // Every segment once: the trunk's norm is everybody's, a branch's that of its first worker.
     const norms = new Map<string, number>();
     this.programs.forEach(({ rounds }, branch) => {
@@ -108,7 +103,7 @@ class Split implements Group {
         norms.set(segment === 'trunk' ? segment : `${segment} ${branch}`, answers[branch]!.segmentNorms[i]!);
       });
     });
-    return Math.hypot(...norms.values(), this.method.gradientNorm());
+    return Math.hypot(...norms.values(), own);
   }
 
   async commit(update: Update, signal: AbortSignal): Promise<void> {
@@ -178,7 +173,7 @@ class Split implements Group {
       }),
     );
     this.requireOneTrunk(states, step);
-    return [...states, await this.method.read()];
+    return [...states, await this.method.read(step)];
   }
 
   /** Whoever owns the same branch must hold the same state of it. */
@@ -204,15 +199,13 @@ class Split implements Group {
     );
   }
 
-  /** Every branch's outputs on the step's shards. @returns [replica][branch] */
-  private async gather({ step, shardWeights, samples, round }: Update, signal: AbortSignal): Promise<Float32Array[][]> {
-    const outputs = await this.crew.each('forward', step, signal, async (member, call) => {
+  /** Every branch's outputs on the step's shards, into the method's memory. */
+  private async gather({ step, shardWeights, samples, round }: Update, signal: AbortSignal): Promise<void> {
+    await this.crew.each('forward', step, signal, (member, call) => {
       const shardWeight = shardWeights[this.replicaOf(member.rank)]!;
       const size = this.shardSize(shardWeight, samples);
       return this.forwardOf(member, call, { step, split: 'SPLIT_TRAIN', shardWeight, round }, size);
     });
-    const { branches, replicas } = this.plan;
-    return Array.from({ length: replicas }, (_, r) => outputs.slice(r * branches, (r + 1) * branches));
   }
 
   /** Which of plan.shardSizes a shard has. */
@@ -221,23 +214,15 @@ class Split implements Group {
   }
 
   private async forwardOf(
-    { rank, worker }: Seat,
+    { rank }: Seat,
     call: Call,
     request: Pick<ForwardRequest, 'step' | 'split' | 'shardWeight' | 'round'>,
     size: number,
-  ): Promise<Float32Array> {
-    const expect = this.crew.stamp(request.step);
+  ): Promise<void> {
     const elements = this.programs[this.branchOf(rank)]!.outputLengths.at(size)!;
-    const memory = this.outputMemory[rank];
-    const into = memory?.length === 4 * elements ? { into: memory } : {};
-    const options = { maxBytes: 4 * elements, expect, ...into };
-    const bytes = await collect(worker.forward({ ...expect, ...request }, call), options);
-    if (bytes.length !== 4 * elements) {
-      throw new BraidError('PROTOCOL', `worker ${rank} answered ${bytes.length} bytes of outputs, not ${4 * elements}`);
-    }
-    this.outputMemory[rank] = bytes;
-    this.crew.meter.moved('outputs', 'sent', bytes.length);
-    return floatsOf(bytes);
+    const forward = { ...this.crew.stamp(request.step), ...request };
+    const bytes = await this.method.of(this.replicaOf(rank)).gather({ rank, elements, forward }, call);
+    this.crew.meter.moved('outputs', 'sent', bytes);
   }
 
   private async evaluateReplica(replica: number, step: number, signal: AbortSignal): Promise<Score[][]> {
@@ -246,7 +231,7 @@ class Split implements Group {
     const members = this.crew.members.slice(replica * branches, (replica + 1) * branches);
     const labels = new Int32Array(this.plan.recipe.evaluation.batch);
     for (let batch = 0; batch < this.shards.count('SPLIT_TEST', replica); batch++) {
-      const outputs = await Promise.all(
+      await Promise.all(
         members.map((member) =>
           this.crew.one(member, `evaluate (after ${step} steps)`, batch, signal, (_, call) =>
             this.forwardOf(member, call, { step: batch, split: 'SPLIT_TEST', shardWeight: 1, round: 0 }, -1),
@@ -255,7 +240,7 @@ class Split implements Group {
       );
       labels.fill(-1); // what the last batch lacks
       labels.set(this.shards.labels('SPLIT_TEST', batch, replica));
-      scores.push(await this.method.evaluate(outputs, labels));
+      scores.push(await this.method.evaluate(replica, labels));
     }
     return scores;
   }
@@ -281,4 +266,10 @@ class Split implements Group {
   private replicaOf(rank: number): number {
     return Math.floor(rank / this.plan.branches);
   }
+}
+
+/** Neither is left under way when the other fails. */
+async function bothDone<A, B>(a: Promise<A>, b: Promise<B>): Promise<[A, B]> {
+  await Promise.allSettled([a, b]);
+  return Promise.all([a, b]);
 }

@@ -2,7 +2,7 @@
  * One training step, of one update or of several. Nothing before an update's `commit` changes a weight.
  *
  * In `together` every worker computes a replica: forward is its Compute, backward has happened by then. In `split` the
- * branches' outputs are gathered, the coordinator runs the method, and backward sends the cotangents out (split.ts).
+ * branches' outputs are gathered, the coordinator's threads run the method, and backward sends the cotangents out (split.ts).
  */
 import { asBraidError, BraidError } from '../core/errors.ts';
 import type { BadSample } from '../proto/messages.ts';

@@ -16,6 +16,7 @@ const count = z.number().int().nonnegative();
 /** Workers take these of a coordinator: far above what helps, and nothing that a machine could not bear. */
 const MAX_BATCH = 1 << 20;
 const MAX_INPUT_THREADS = 256;
+const MAX_METHOD_THREADS = 256;
 const MAX_PREFETCH = 256;
 
 /** How many branches of this very kind. */
@@ -276,6 +277,11 @@ export const recipeSchema = z.strictObject({
       threads: positiveInt.nullable().default(null),
       /** Threads of each worker that decode and augment. */
       inputThreads: positiveInt.max(MAX_INPUT_THREADS).default(1),
+      /**
+       * Of the coordinator, in `split`: each runs the method for some of the replicas and exchanges features and cotangents
+       * with their workers. Whatever their number, the result is the same. null: half of its cores, at most one a replica.
+       */
+      methodThreads: positiveInt.max(MAX_METHOD_THREADS).nullable().default(null),
       /** Batches prepared ahead of need. */
       prefetch: positiveInt.max(MAX_PREFETCH).default(2),
       /** How long the coordinator waits for workers to join, at first and when some have gone. */

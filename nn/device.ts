@@ -14,7 +14,7 @@ import { within } from '../core/spans.ts';
 import type { Phase } from './phases.ts';
 import type { Program, ProgramOptions } from './program.ts';
 
-export type { Program, Role } from './program.ts';
+export type { Program, ProgramOptions, Role } from './program.ts';
 
 export interface DeviceOptions extends ProgramOptions {
   /** TensorFlow's intra-operation threads: for the whole process, fixed by the first Device. */

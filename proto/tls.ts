@@ -28,7 +28,7 @@ const LOOK_INTERVAL_MS = 1_000;
 const MAX_PEM_BYTES = 1 << 20;
 
 export class Tls implements experimental.CertificateProvider {
-  private readonly folder: string;
+  readonly folder: string;
   private readonly log: Log;
   private pems: Pems;
   /** Sizes and times of the files, when they were last read. */

@@ -166,9 +166,9 @@ test('a run that listens on a unix socket leaves none behind, nor anything half-
   t.deepEqual(readdirSync(join(folder, 'checkpoints')), ['step-00000006']);
 });
 
-test('a method whose device cannot be opened ends the run with its error', async (t) => {
-  const openMethodDevice = () => Promise.reject(new BraidError('DEVICE', 'no such GPU'));
-  const { running, calls } = startCluster({ recipe: split, world: { openMethodDevice } });
+test('a method whose devices cannot be opened ends the run with its error', async (t) => {
+  const openShares = () => Promise.reject(new BraidError('DEVICE', 'no such GPU'));
+  const { running, calls } = startCluster({ recipe: split, world: { openShares } });
   await t.throwsAsync(running, { instanceOf: BraidError, message: 'no such GPU' });
   t.true(calls.includes('3 stop 6'));
 });

@@ -3,7 +3,8 @@ import { mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import type { RunEvent } from '../coordinator/events.ts';
-import type { MethodDevice } from '../coordinator/method.ts';
+import { methodThreadsOf } from '../coordinator/method.ts';
+import { type MethodDevice, MethodShare } from '../coordinator/method-share.ts';
 import { type RunOptions, runCoordinator, type World } from '../coordinator/run.ts';
 import type { Summary } from '../coordinator/summary.ts';
 import { silentLog } from '../core/log.ts';
@@ -71,7 +72,11 @@ export function startCluster(options: ClusterOptions): Cluster {
   const world: World = {
     openDataset: async (_, split) =>
       split === 'train' ? fakeDataset('train', TRAIN_SAMPLES) : fakeDataset('test', TEST_SAMPLES),
-    openMethodDevice: async ({ branches }) => new FakeMethodDevice(branches),
+    openShares: async ({ recipe: own, branches, replicas }, trust) =>
+      Array.from(
+        { length: methodThreadsOf(own, replicas) },
+        () => new MethodShare(new FakeMethodDevice(branches), branches, trust),
+      ),
     now: () => performance.now() / 1000,
     nameRun: ({ name }) => `${name}-run`,
     ...options.world,
@@ -139,16 +144,20 @@ class FakeMethodDevice implements MethodDevice {
     };
   }
 
-  async run(phase: string, feeds: Record<string, unknown>): Promise<Record<string, Float32Array>> {
+  async run(
+    phase: string,
+    feeds: Record<string, unknown>,
+    into: Record<string, Float32Array> = {},
+  ): Promise<Record<string, Float32Array>> {
     const outputs = Object.entries(feeds).filter(([name]) => name.startsWith('outputs.')) as [string, Float32Array][];
     const labels = feeds.labels as Int32Array;
     if (phase.startsWith('fuse@')) {
       const first = outputs[0]![1];
       const mean = first.filter((_, i) => i % 2 === 0).reduce((a, b) => a + b, 0) / labels.length;
       const shardWeight = feeds.shardWeight as number;
+      into.gradient!.set([(shardWeight * mean * 1) / 64, (shardWeight * mean * 2) / 64]);
       return {
         losses: Float32Array.of(mean, mean),
-        gradient: Float32Array.of((shardWeight * mean * 1) / 64, (shardWeight * mean * 2) / 64),
         ...Object.fromEntries(
           outputs.map(([, output], k) => [`cotangents.${k}`, output.map((x) => x / (64 * labels.length))]),
         ),
