@@ -1,5 +1,5 @@
 /** What the classifiers of a run are called, and in which order tables and figures have them. */
-import { MEAN_OF_BRANCHES } from '../coordinator/evaluation.ts';
+import { AVERAGED, MEAN_OF_BRANCHES } from '../coordinator/evaluation.ts';
 
 const TITLES: Record<string, string> = {
   [MEAN_OF_BRANCHES]: 'mean of branches',
@@ -10,21 +10,24 @@ const TITLES: Record<string, string> = {
   'ensemble.probabilities': 'ensemble (mean probabilities)',
 };
 
+const AFTER_ALL = 1000; // more than there are classifiers
 const BRANCH = /^branch\.(\d+)$/;
 
 /** Those that take all branches to answer, the learnt ones first. */
 export const LEARNT = ['fused', 'gated', 'weighted'];
 
 export function titleOf(classifier: string): string {
+  if (classifier.startsWith(AVERAGED)) return `${titleOf(classifier.slice(AVERAGED.length))}, averaged weights`;
   return TITLES[classifier] ?? classifier.replace(BRANCH, 'branch $1');
 }
 
-/** Each once: the branches by number, then the others as TITLES has them, then unknown ones. */
+/** Each once: the branches by number, then the others as TITLES has them, then unknown ones; last those of averaged weights. */
 export function inOrder(classifiers: Iterable<string>): string[] {
   const order = Object.keys(TITLES);
-  const rank = (classifier: string) => {
+  const rank = (classifier: string): number => {
+    if (classifier.startsWith(AVERAGED)) return rank(classifier.slice(AVERAGED.length)) + AFTER_ALL;
     const branch = BRANCH.exec(classifier)?.[1];
-    if (branch !== undefined) return Number(branch) - 1000;
+    if (branch !== undefined) return Number(branch) - AFTER_ALL;
     const known = order.indexOf(classifier);
     return known === -1 ? order.length : known;
   };

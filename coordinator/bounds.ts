@@ -9,7 +9,7 @@ import type { JoinRequest, PrepareResponse } from '../proto/messages.ts';
 const MAX_TEXT = 255;
 /** Generations are counted up from 1. */
 const MAX_GENERATION = 2 ** 40;
-/** f32 elements of a state, momenta included: far above any network of Braid's. */
+/** f32 elements of a state, momenta and averages included: far above any network of Braid's. */
 const MAX_STATE_LENGTH = 2 ** 30;
 /** f32 elements of a branch's outputs on one shard. */
 const MAX_OUTPUT_LENGTH = 2 ** 28;
@@ -58,6 +58,7 @@ const variableSchema: z.ZodType<VariableSpec> = z.strictObject({
   offset: natural,
   size: natural.positive(),
   momentumOffset: z.number().int().min(-1),
+  averageOffset: natural.optional(),
 });
 
 const programSchema = z.object({
@@ -108,6 +109,7 @@ export function soundVariables(response: PrepareResponse): VariableSpec[] {
     next(v, v.offset);
   }
   for (const v of parsed.data.variables) if (v.trainable) next(v, v.momentumOffset);
+  for (const v of parsed.data.variables) if (v.averageOffset !== undefined) next(v, v.averageOffset);
   if (end !== stateLength) {
     throw new BraidError('PROTOCOL', `its variables do not add up to its state of ${stateLength} elements`);
   }

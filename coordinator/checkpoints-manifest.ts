@@ -8,6 +8,7 @@ const FORMAT = 1;
 export const MANIFEST = 'manifest.json';
 export const MODEL = 'model.safetensors';
 export const OPTIMIZER = 'optimizer.safetensors';
+export const AVERAGES = 'ema.safetensors';
 export const MANIFEST_LIMIT_BYTES = 1 << 20; // a recipe and two hashes are a few KiB: a longer one is another file
 
 const NAME = /^step-(\d{8,15})$/; // 15 digits are exact in a JavaScript number

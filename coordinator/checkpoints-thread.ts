@@ -1,11 +1,11 @@
 /** The thread behind checkpoints-writer.ts: lays out, encodes, hashes and writes one checkpoint after another. */
 import { parentPort, workerData } from 'node:worker_threads';
 import { asBraidError } from '../core/errors.ts';
-import { toTensors } from '../nn/variables.ts';
+import { type StateTensors, toTensors } from '../nn/variables.ts';
 import { writeCheckpoint } from './checkpoints.ts';
 import { openStore } from './checkpoints-store.ts';
 import type { ThreadAnswer, ThreadRequest, WriterOptions } from './checkpoints-writer.ts';
-import type { FlatState, NetworkState } from './group.ts';
+import type { FlatState } from './group.ts';
 
 const ATTEMPTS = 8; // a minute or so of an outage costs nothing: training goes on meanwhile
 
@@ -24,10 +24,11 @@ port.on('message', async ({ facts, states }: ThreadRequest) => {
   port.postMessage(answer);
 });
 
-function wholeOf(states: FlatState[]): Required<NetworkState> {
+function wholeOf(states: FlatState[]): StateTensors {
   const parts = states.map(({ variables, state }) => toTensors(variables, state));
   return {
     weights: new Map(parts.flatMap(({ weights }) => [...weights])),
     momenta: new Map(parts.flatMap(({ momenta }) => [...momenta])),
+    averages: new Map(parts.flatMap(({ averages }) => [...averages])),
   };
 }

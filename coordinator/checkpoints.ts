@@ -3,15 +3,17 @@
  *
  *     model.safetensors        weights and running statistics, PyTorch's names and layouts
  *     optimizer.safetensors    momenta, by the name of their weight
+ *     ema.safetensors          averages of all that model.safetensors holds, where the recipe keeps them
  *     manifest.json            what it is, and size and SHA-256 of each other file
  */
 import { createHash } from 'node:crypto';
 import { readFile } from 'node:fs/promises';
 import { BraidError } from '../core/errors.ts';
 import { decodeSafetensors, encodeSafetensors } from '../nn/safetensors.ts';
-import type { TensorMap } from '../nn/variables.ts';
+import type { StateTensors, TensorMap } from '../nn/variables.ts';
 import { VERSION } from '../proto/version.ts';
 import {
+  AVERAGES,
   type CheckpointFacts,
   checkpointName,
   damaged,
@@ -24,9 +26,8 @@ import {
   OPTIMIZER,
 } from './checkpoints-manifest.ts';
 import type { CheckpointStore, StoredCheckpoint } from './checkpoints-store.ts';
-import type { NetworkState } from './group.ts';
 
-export interface Checkpoint extends Required<NetworkState> {
+export interface Checkpoint extends StateTensors {
   path: string;
   manifest: Manifest;
 }
@@ -53,7 +54,7 @@ export interface Keeping {
 export async function writeCheckpoint(
   store: CheckpointStore,
   facts: CheckpointFacts,
-  state: Required<NetworkState>,
+  state: StateTensors,
   keeping: Keeping,
 ): Promise<Written> {
   const name = checkpointName(facts.step);
@@ -83,7 +84,8 @@ export async function readCheckpoint(store: CheckpointStore, name: string): Prom
     if (manifest.files[file] === undefined) throw damaged(`${path}/${MANIFEST}`, `it does not list ${file}`);
     return floatTensors(await readListed(store, name, file, manifest), `${path}/${file}`);
   };
-  return { path, manifest, weights: await tensorsOf(MODEL), momenta: await tensorsOf(OPTIMIZER) };
+  const averages = manifest.files[AVERAGES] === undefined ? new Map() : await tensorsOf(AVERAGES);
+  return { path, manifest, weights: await tensorsOf(MODEL), momenta: await tensorsOf(OPTIMIZER), averages };
 }
 
 /** @throws BraidError INVALID_CHECKPOINT when it is missing, damaged or of another version */
@@ -119,11 +121,12 @@ export async function readWeights(file: string): Promise<TensorMap> {
 /** One after another, so that one copy of the state is in memory at a time; the manifest last. */
 function* filesOf(
   facts: CheckpointFacts,
-  { weights, momenta }: Required<NetworkState>,
+  { weights, momenta, averages }: StateTensors,
 ): Generator<[string, Uint8Array]> {
   const metadata = { format: 'pt', braid: VERSION, run: facts.run, step: String(facts.step) };
   const files: Manifest['files'] = {};
-  for (const [file, tensors] of [[MODEL, weights] as const, [OPTIMIZER, momenta] as const]) {
+  const kept = averages.size === 0 ? [] : [[AVERAGES, averages] as const];
+  for (const [file, tensors] of [[MODEL, weights] as const, [OPTIMIZER, momenta] as const, ...kept]) {
     const bytes = encodeSafetensors(tensors, metadata);
     files[file] = { bytes: bytes.length, sha256: sha256(bytes) };
     yield [file, bytes];

@@ -26,6 +26,8 @@ export interface Calibration {
 
 /** The name of all branches taken together: their counts added up, which makes its rates their mean. */
 export const MEAN_OF_BRANCHES = 'branches';
+/** What the names of the averaged weights' classifiers begin with (`training.ema`). */
+export const AVERAGED = 'ema.';
 
 /**
  * @param samples of the test set: every one must have been seen exactly once
@@ -38,14 +40,20 @@ export function resultsOf(scores: Score[], samples: number): ClassifierResult[] 
       throw new BraidError('PROTOCOL', `${classifier} was evaluated on ${seen} samples, the test set has ${samples}`);
     }
   }
-  const branches = scores.filter(({ classifier }) => classifier.startsWith('branch.'));
-  if (branches.length < 2) return scores.map(resultOf);
+  const averaged = scores.filter(({ classifier }) => classifier.startsWith(AVERAGED));
+  const others = scores.filter((score) => !averaged.includes(score));
+  return [...withMean(others, ''), ...withMean(averaged, AVERAGED)].map(resultOf);
+}
+
+function withMean(scores: Score[], prefix: string): Score[] {
+  const branches = scores.filter(({ classifier }) => classifier.startsWith(`${prefix}branch.`));
+  if (branches.length < 2) return scores;
   const rest = scores.filter((score) => !branches.includes(score));
-  const [mean] = addScores(
-    [MEAN_OF_BRANCHES],
+  const mean = addScores(
+    [`${prefix}${MEAN_OF_BRANCHES}`],
     branches.map((score) => [score]),
   );
-  return [...branches, mean!, ...rest].map(resultOf);
+  return [...branches, ...mean, ...rest];
 }
 
 function resultOf({ classifier, samples, top1, top5, lossSum, bins }: Score): ClassifierResult {

@@ -6,11 +6,13 @@ import type { Crew } from './crew.ts';
 import type { Losses } from './events.ts';
 import type { Update } from './plan.ts';
 
-/** A whole network's weights and momenta, by PyTorch name. */
+/** A whole network's state, by PyTorch name. */
 export interface NetworkState {
   weights: TensorMap;
   /** Absent: all zero. */
   momenta?: TensorMap;
+  /** Absent or empty: those of the weights, where they are kept. */
+  averages?: TensorMap;
 }
 
 /** A flat state (nn/variables.ts) and what lies in it. A few of them make up a network. */

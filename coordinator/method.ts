@@ -137,9 +137,9 @@ export class Method {
     return readScores(this.program.classifiers, scores, samples);
   }
 
-  async write({ weights, momenta }: NetworkState): Promise<void> {
+  async write({ weights, momenta, averages }: NetworkState): Promise<void> {
     if (this.program.stateLength === 0) return;
-    const state = fromTensors(this.program.variables, weights, momenta);
+    const state = fromTensors(this.program.variables, weights, momenta, averages);
     await this.each((share) => share.write({ state }, WHOLE));
   }
 

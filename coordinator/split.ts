@@ -155,7 +155,9 @@ class Split implements Group {
   }
 
   async write(step: number, state: NetworkState, signal: AbortSignal): Promise<void> {
-    const states = this.programs.map(({ variables }) => bytesOf(fromTensors(variables, state.weights, state.momenta)));
+    const states = this.programs.map(({ variables }) =>
+      bytesOf(fromTensors(variables, state.weights, state.momenta, state.averages)),
+    );
     await this.crew.each('write', step, signal, ({ rank, worker }, call) =>
       worker.writeState(parts(this.crew.stamp(step), states[this.branchOf(rank)]!), call),
     );
@@ -249,10 +251,11 @@ class Split implements Group {
   private requireOneTrunk(states: FlatState[], step: number): void {
     const hashes = states.map(({ variables, state }, rank) => {
       const hash = createHash('sha256');
-      for (const { segment, trainable, offset, momentumOffset, size } of variables) {
+      for (const { segment, trainable, offset, momentumOffset, averageOffset, size } of variables) {
         if (segment !== 'trunk') continue;
-        hash.update(bytesOf(state.subarray(offset, offset + size)));
-        if (trainable) hash.update(bytesOf(state.subarray(momentumOffset, momentumOffset + size)));
+        for (const start of [offset, trainable ? momentumOffset : undefined, averageOffset]) {
+          if (start !== undefined) hash.update(bytesOf(state.subarray(start, start + size)));
+        }
       }
       return { rank, sha256: hash.digest() };
     });

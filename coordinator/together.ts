@@ -110,8 +110,8 @@ class Together implements Group {
     );
   }
 
-  async write(step: number, { weights, momenta }: NetworkState, signal: AbortSignal): Promise<void> {
-    const state = bytesOf(fromTensors(this.program.variables, weights, momenta));
+  async write(step: number, { weights, momenta, averages }: NetworkState, signal: AbortSignal): Promise<void> {
+    const state = bytesOf(fromTensors(this.program.variables, weights, momenta, averages));
     await this.crew.each('write', step, signal, ({ worker }, call) =>
       worker.writeState(parts(this.crew.stamp(step), state), call),
     );

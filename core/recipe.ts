@@ -250,6 +250,15 @@ export const recipeSchema = z.strictObject({
     fusionWeightDecay: z.number().nonnegative().default(1e-5),
     /** Of every cross-entropy in training, as PyTorch defines it: so much of the target is spread evenly over all classes. */
     labelSmoothing: z.number().min(0).lt(1).default(0),
+    /** Beside the weights, an average of them: e = decay e + (1 - decay) w after every update, from the first weights on. */
+    ema: z
+      .strictObject({
+        decay: z.number().gt(0).lt(1).default(0.9999),
+        /** Every classifier is evaluated twice, the averages' as `ema.<name>`; or by the averages alone. */
+        evaluate: z.enum(['beside', 'instead']).default('beside'),
+      })
+      .nullable()
+      .default(null),
     /** `bf16`: convolutions and activations in bfloat16, weights, statistics and losses in f32. */
     precision: z.enum(['f32', 'bf16']).default('f32'),
     /** A loss or gradient that is NaN or infinite ends the run, or its step is left out and counted. */

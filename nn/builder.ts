@@ -2,7 +2,8 @@
  * Layers over named variables: what models and methods are written with.
  *
  * A builder belongs to one phase. By `batch`, batch norms normalise with the batch's statistics and leave them in
- * `statistics`; by `running`, in evaluation and in networks held fixed, with the running ones.
+ * `statistics`; by `running`, in evaluation and in networks held fixed, with the running ones; by `averages`, with these,
+ * and all weights are averages, too.
  */
 import { BraidError } from '../core/errors.ts';
 import type { Capture, Variable } from './graph/capture.ts';
@@ -33,15 +34,21 @@ export class VariableStore {
   private readonly c: Capture;
   private readonly segmentOf: (name: string) => VariableSpec['segment'];
   private readonly byName = new Map<string, Variable>();
+  /** Of all variables, where they are kept. */
+  private readonly averages = new Map<string, Variable>();
+  private readonly averaged: boolean;
 
-  constructor(c: Capture, segmentOf: (name: string) => VariableSpec['segment']) {
+  /** @param averaged whether every variable's average is kept */
+  constructor(c: Capture, segmentOf: (name: string) => VariableSpec['segment'], averaged = false) {
     this.c = c;
     this.segmentOf = segmentOf;
+    this.averaged = averaged;
   }
 
   declare(name: string, shape: number[], kind: Kind, initialiser: Initialiser): void {
     if (this.byName.has(name)) return;
     this.byName.set(name, this.c.variable(name, shape));
+    if (this.averaged) this.averages.set(name, this.c.variable(`${name}/average`, shape));
     const trainable = kind !== 'running_mean' && kind !== 'running_var';
     const size = shape.reduce((a, b) => a * b, 1);
     const offset = this.specs.reduce((sum, v) => sum + v.size, 0);
@@ -49,13 +56,22 @@ export class VariableStore {
     this.specs.push({ name, shape, kind, trainable, segment, initialiser, offset, size, momentumOffset: -1 });
   }
 
-  /** Gives momenta their places, once all variables are declared. */
+  /** Gives momenta and averages their places, once all variables are declared. */
   close(): void {
     let offset = this.specs.reduce((sum, v) => sum + v.size, 0);
     for (const spec of this.specs.filter((v) => v.trainable)) {
       spec.momentumOffset = offset;
       offset += spec.size;
     }
+    if (!this.averaged) return;
+    for (const spec of this.specs) {
+      spec.averageOffset = offset;
+      offset += spec.size;
+    }
+  }
+
+  average(name: string): Variable {
+    return this.averages.get(name)!;
   }
 
   get(name: string): Variable {
@@ -77,14 +93,14 @@ export class Builder {
   /** Of convolutions and linear layers, for the whole batch: what papers count (batch norms and pooling are left out). */
   multiplyAdds = 0;
   private readonly store: VariableStore;
-  private readonly normaliseBy: 'batch' | 'running';
+  private readonly normaliseBy: 'batch' | 'running' | 'averages';
   /** Values that may be differentiated by; variables that are not here are read. */
   private readonly values: Map<string, Tensor>;
 
   constructor(
     store: VariableStore,
     precision: Precision,
-    normaliseBy: 'batch' | 'running',
+    normaliseBy: 'batch' | 'running' | 'averages',
     values: Map<string, Tensor> = new Map(),
   ) {
     this.store = store;
@@ -129,9 +145,9 @@ export class Builder {
       const offset = this.weight(`${name}.bias`, shape, 'vector', ZERO);
       this.store.declare(`${name}.running_mean`, shape, 'running_mean', ZERO);
       this.store.declare(`${name}.running_var`, shape, 'running_var', ONE);
-      if (this.normaliseBy === 'running') {
-        const mean = this.store.get(`${name}.running_mean`).read();
-        const variance = this.store.get(`${name}.running_var`).read();
+      if (this.normaliseBy !== 'batch') {
+        const mean = this.read(`${name}.running_mean`);
+        const variance = this.read(`${name}.running_var`);
         return batchNormInference(x, scale, offset, mean, variance, BATCH_NORM_EPSILON);
       }
       const { y, mean, variance } = batchNormTraining(x, scale, offset, BATCH_NORM_EPSILON);
@@ -155,7 +171,11 @@ export class Builder {
 
   private weight(name: string, shape: number[], kind: Kind, initialiser: Initialiser): Tensor {
     this.store.declare(name, shape, kind, initialiser);
-    return this.values.get(name) ?? this.store.get(name).read();
+    return this.values.get(name) ?? this.read(name);
+  }
+
+  private read(name: string): Tensor {
+    return (this.normaliseBy === 'averages' ? this.store.average(name) : this.store.get(name)).read();
   }
 }
 

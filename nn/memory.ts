@@ -9,12 +9,15 @@ import { BraidError } from '../core/errors.ts';
 import type { Graph } from './graph/capture.ts';
 import { phaseMemory } from './graph/memory.ts';
 import { buildProgram, type Program, type ProgramOptions } from './program.ts';
+import type { VariableSpec } from './variables.ts';
 
 /** All in bytes. */
 export interface Memory {
   /** Weights and running statistics. */
   weights: number;
   momenta: number;
+  /** Of weights and running statistics, where the recipe keeps them. */
+  averages: number;
   /** What forward keeps for backward, where these are two runs (`split`); 0 in `together`, where `activations` has it. */
   stash: number;
   /** The most that a phase holds besides: activations, gradients, what it is fed. */
@@ -46,14 +49,19 @@ export function memoryOfProgram(graph: Graph, { variables, rounds }: Program): M
   const most = (which: 'peak' | 'stashed') => Math.max(...phases.map((phase) => phase[which]));
   const stash = most('stashed');
   const parts = {
-    weights: 4 * variables.reduce((sum, { size }) => sum + size, 0),
-    momenta: 4 * variables.reduce((sum, { size, trainable }) => sum + (trainable ? size : 0), 0),
+    weights: bytesOf(variables),
+    momenta: bytesOf(variables.filter(({ trainable }) => trainable)),
+    averages: bytesOf(variables.filter(({ averageOffset }) => averageOffset !== undefined)),
     stash,
     activations: most('peak') - stash,
     exchange: 2 * 4 * Math.max(...rounds.map(({ gradientLength }) => gradientLength)),
     runtime: RUNTIME_BYTES,
   };
   return { ...parts, total: Object.values(parts).reduce((a, b) => a + b) };
+}
+
+function bytesOf(variables: VariableSpec[]): number {
+  return 4 * variables.reduce((sum, { size }) => sum + size, 0);
 }
 
 /** The largest shard whose memory is within `bytes`; 0: not even one sample's is. */

@@ -126,10 +126,14 @@ class ProgramBuilder {
       const network = networkOf(branch);
       return { network, cut: cutOf(network, recipe) };
     });
-    this.store = new VariableStore(c, (name) => {
-      if (name.startsWith('trunk.')) return this.shared ? 'trunk' : 'branch';
-      return /^(branch|gate\.blocks)\./.test(name) ? 'branch' : 'method';
-    });
+    this.store = new VariableStore(
+      c,
+      (name) => {
+        if (name.startsWith('trunk.')) return this.shared ? 'trunk' : 'branch';
+        return /^(branch|gate\.blocks)\./.test(name) ? 'branch' : 'method';
+      },
+      recipe.training.ema !== null,
+    );
   }
 
   build(): Program {
@@ -191,13 +195,15 @@ class ProgramBuilder {
     const { recipe, role } = this.options;
     const { batch } = recipe.evaluation;
     this.c.phase('evaluate', () => {
-      const { fixed } = this.evaluation();
-      const branches =
-        role.kind === 'replica'
-          ? this.replica({ learning: fixed, fixed }, this.images(batch), null)
-          : this.outputFeeds(batch).branches;
+      const evaluated = this.evaluated();
+      const images = role.kind === 'replica' ? this.images(batch) : null;
+      const fed = images === null ? this.outputFeeds(batch, evaluated.length) : null;
       const labels = this.c.feed('labels', [batch], 'int32');
-      return { scores: this.scores(fixed, { branches, classes: this.options.classes }, labels) };
+      const scores = evaluated.map(({ prefix, fixed }, i) => {
+        const branches = images === null ? fed![i]! : this.replica({ learning: fixed, fixed }, images, null);
+        return this.scores(fixed, { branches, classes: this.options.classes }, labels, prefix);
+      });
+      return { scores: tf.concat(scores) };
     });
   }
 
@@ -290,11 +296,13 @@ class ProgramBuilder {
   private forwardTest(k: number): void {
     const { batch } = this.options.recipe.evaluation;
     this.c.phase('forwardTest', () => {
-      const { fixed } = this.evaluation();
-      const outputs = this.ownBranch({ learning: fixed, fixed }, this.images(batch), k, null);
-      return { outputs: this.flatOutputs(outputs, k) };
+      const images = this.images(batch);
+      const outputs = this.evaluated().map(({ fixed }) =>
+        this.flatOutputs(this.ownBranch({ learning: fixed, fixed }, images, k, null), k),
+      );
+      return { outputs: tf.concat(outputs) };
     });
-    this.outputLengths.test = this.outputLength(k, batch);
+    this.outputLengths.test = this.evaluated().length * this.outputLength(k, batch);
   }
 
   private flatOutputs(outputs: BranchOutputs, k: number): Tensor {
@@ -328,7 +336,7 @@ class ProgramBuilder {
   private fuse(round: number, name: string, n: number): void {
     const { c } = this;
     c.phase(trainingPhase('fuse', round, n), () => {
-      const { flats } = this.outputFeeds(n);
+      const flats = this.cuts.map((_, k) => c.feed(`outputs.${k}`, [this.outputLength(k, n)]));
       const { crossEntropy, distillWeight, shardWeight } = this.trainingFeeds(n);
       const { builders, learning } = this.training(name);
       const taught = flats.flatMap((_, k) => (this.branchLearns(k, name) ? [k] : []));
@@ -358,9 +366,13 @@ class ProgramBuilder {
     return learns === undefined || [true, false].some((head) => learns({ branch, head }, round));
   }
 
-  private outputFeeds(n: number): { flats: Tensor[]; branches: BranchOutputs[] } {
-    const flats = this.cuts.map((_, k) => this.c.feed(`outputs.${k}`, [this.outputLength(k, n)]));
-    return { flats, branches: flats.map((flat, k) => this.unflatten(flat, k, n)) };
+  /** @returns [weights' or averages'][branch], as forwardTest puts them one after another */
+  private outputFeeds(n: number, copies: number): BranchOutputs[][] {
+    const flats = this.cuts.map((_, k) => {
+      const length = this.outputLength(k, n);
+      return tf.split(this.c.feed(`outputs.${k}`, [copies * length]), new Array<number>(copies).fill(length));
+    });
+    return Array.from({ length: copies }, (_, i) => flats.map((parts, k) => this.unflatten(parts[i]!, k, n)));
   }
 
   private unflatten(flat: Tensor, k: number, n: number): BranchOutputs {
@@ -388,8 +400,14 @@ class ProgramBuilder {
     return { builders, learning };
   }
 
-  private evaluation(): { fixed: Builder } {
-    return { fixed: new Builder(this.store, this.options.recipe.training.precision, 'running') };
+  /** What evaluation looks at, and what its classifiers' names begin with. */
+  private evaluated(): { prefix: string; fixed: Builder }[] {
+    const { ema, precision } = this.options.recipe.training;
+    const weights = { prefix: '', fixed: new Builder(this.store, precision, 'running') };
+    if (ema === null) return [weights];
+    const averages = new Builder(this.store, precision, 'averages');
+    if (ema.evaluate === 'instead') return [{ prefix: '', fixed: averages }];
+    return [weights, { prefix: 'ema.', fixed: averages }];
   }
 
   private learns(name: string, round: string): boolean {
@@ -467,13 +485,13 @@ class ProgramBuilder {
   }
 
   /** nn/scores.ts's values for every classifier. */
-  private scores(b: Builder, input: MethodInput, labels: Tensor): Tensor {
+  private scores(b: Builder, input: MethodInput, labels: Tensor, prefix: string): Tensor {
     const present = tf.cast(tf.greaterEqual(labels, tf.scalar(0, 'int32')), 'float32'); // -1 pads the last batch
     const targets = tf.maximum(labels, tf.scalar(0, 'int32'));
     const hits = (logits: Tensor, k: number) => tf.mul(tf.cast(inTopK(logits, targets, k), 'float32'), present);
     const bins = tf.tensor1d(Array.from({ length: CALIBRATION_BINS - 1 }, (_, i) => (i + 1) / CALIBRATION_BINS));
     const classifiers = this.method.classifiers(b, input);
-    this.classifiers.push(...Object.keys(classifiers));
+    this.classifiers.push(...Object.keys(classifiers).map((name) => `${prefix}${name}`));
     return tf.concat(
       Object.values(classifiers).flatMap((logits) => {
         const right = hits(logits, 1);
@@ -497,10 +515,10 @@ class ProgramBuilder {
 
   // ---------------------------------------------------------------------------------------------- state
 
-  /** SGD with coupled weight decay: g + wd w enters the momentum, as in PyTorch. */
+  /** SGD with coupled weight decay: g + wd w enters the momentum, as in PyTorch. Averages follow what has changed. */
   private apply(round: number, name: string): void {
     const { recipe } = this.options;
-    const { momentum, nesterov } = recipe.training;
+    const { momentum, nesterov, ema } = recipe.training;
     const variables = this.segments(name).flatMap((segment) => this.segmentVariables(segment.name, name));
     if (variables.length === 0) return;
     this.c.phase(applyPhase(round), () => {
@@ -512,14 +530,18 @@ class ProgramBuilder {
       variables.forEach((spec, i) => {
         const variable = this.store.get(spec.name);
         const part = tf.reshape(parts[i]!, spec.shape);
+        let changed: Tensor;
         if (spec.trainable) {
           const decay = weightDecayOf(spec, recipe.training);
           const gradient = tf.add(part, tf.mul(variable.read(), tf.scalar(decay)));
-          variable.applyMomentum(this.momenta.get(spec.name)!, learningRate, gradient, momentum, nesterov);
+          changed = variable.applyMomentum(this.momenta.get(spec.name)!, learningRate, gradient, momentum, nesterov);
         } else {
-          const kept = tf.mul(variable.read(), tf.scalar(RUNNING_DECAY));
-          variable.assign(tf.add(kept, tf.mul(part, tf.scalar(1 - RUNNING_DECAY))));
+          changed = blend(variable.read(), part, RUNNING_DECAY);
+          variable.assign(changed);
         }
+        if (ema === null) return;
+        const average = this.store.average(spec.name);
+        average.assign(blend(average.read(), changed, ema.decay));
       });
       return {};
     });
@@ -529,8 +551,13 @@ class ProgramBuilder {
     const { specs } = this.store;
     if (specs.length === 0) return;
     const trainable = specs.filter((v) => v.trainable);
-    const variables = [...specs.map((v) => this.store.get(v.name)), ...trainable.map((v) => this.momenta.get(v.name)!)];
-    const sizes = [...specs, ...trainable].map((v) => v.size);
+    const averaged = this.options.recipe.training.ema === null ? [] : specs;
+    const variables = [
+      ...specs.map((v) => this.store.get(v.name)),
+      ...trainable.map((v) => this.momenta.get(v.name)!),
+      ...averaged.map((v) => this.store.average(v.name)),
+    ];
+    const sizes = [...specs, ...trainable, ...averaged].map((v) => v.size);
     this.c.phase('read', () => ({ state: tf.concat(variables.map((v, i) => tf.reshape(v.read(), [sizes[i]!]))) }));
     this.c.phase('write', () => {
       const parts = tf.split(this.c.feed('state', [sizes.reduce((a, b) => a + b, 0)]), sizes);
@@ -538,6 +565,11 @@ class ProgramBuilder {
       return {};
     });
   }
+}
+
+/** decay a + (1 - decay) b */
+function blend(a: Tensor, b: Tensor, decay: number): Tensor {
+  return tf.add(tf.mul(a, tf.scalar(decay)), tf.mul(b, tf.scalar(1 - decay)));
 }
 
 /** The weight-decay group of a variable: FFL's fusion module, batch norms and biases, or all other weights. */

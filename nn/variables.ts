@@ -1,7 +1,8 @@
 /**
  * What a program holds: its variables, where each lies in the flat state, and how it is called outside of TensorFlow.
  *
- * The flat state is one f32 vector: all variables in order, then the momenta of the trainable ones in the same order.
+ * The flat state is one f32 vector: all variables in order, then the momenta of the trainable ones in the same order, then,
+ * where the recipe keeps them (`training.ema`), the averages of all variables.
  * Outside (checkpoints, initial weights) tensors carry PyTorch's names and layouts, so that both sides can read them.
  */
 import { BraidError } from '../core/errors.ts';
@@ -28,31 +29,47 @@ export interface VariableSpec {
   size: number;
   /** Where its momentum lies in the flat state; -1 when not trainable. */
   momentumOffset: number;
+  /** Where its average lies in the flat state. Absent: none is kept. */
+  averageOffset?: number | undefined;
 }
 
 /** Tensors by PyTorch name, in PyTorch's layout. */
 export type TensorMap = Map<string, { shape: number[]; data: Float32Array }>;
 
+/** What a flat state holds, by PyTorch name. */
+export interface StateTensors {
+  weights: TensorMap;
+  momenta: TensorMap;
+  /** Empty where none are kept. */
+  averages: TensorMap;
+}
+
 /** The flat state, taken apart. */
-export function toTensors(variables: VariableSpec[], state: Float32Array): { weights: TensorMap; momenta: TensorMap } {
-  const weights: TensorMap = new Map();
-  const momenta: TensorMap = new Map();
+export function toTensors(variables: VariableSpec[], state: Float32Array): StateTensors {
+  const tensors: StateTensors = { weights: new Map(), momenta: new Map(), averages: new Map() };
   for (const v of variables) {
     const { toTorch, shape } = layoutOf(v);
-    weights.set(v.name, { shape, data: toTorch(state.subarray(v.offset, v.offset + v.size)) });
-    if (v.trainable) {
-      momenta.set(v.name, { shape, data: toTorch(state.subarray(v.momentumOffset, v.momentumOffset + v.size)) });
-    }
+    const take = (into: TensorMap, offset: number) =>
+      into.set(v.name, { shape, data: toTorch(state.subarray(offset, offset + v.size)) });
+    take(tensors.weights, v.offset);
+    if (v.trainable) take(tensors.momenta, v.momentumOffset);
+    if (v.averageOffset !== undefined) take(tensors.averages, v.averageOffset);
   }
-  return { weights, momenta };
+  return tensors;
 }
 
 /**
  * The flat state, put together. Tensors that no variable asks for are left alone: a branch takes its own out of a whole
- * checkpoint. Momenta that are not given are zero.
+ * checkpoint. Momenta that are not given are zero, averages the weights.
  * @throws BraidError INVALID_CHECKPOINT naming a tensor that is missing or has another shape
  */
-export function fromTensors(variables: VariableSpec[], weights: TensorMap, momenta?: TensorMap): Float32Array {
+export function fromTensors(
+  variables: VariableSpec[],
+  weights: TensorMap,
+  momenta?: TensorMap,
+  averages?: TensorMap,
+): Float32Array {
+  const averaged = averages === undefined || averages.size === 0 ? weights : averages;
   const state = new Float32Array(stateLength(variables));
   for (const v of variables) {
     const place = (tensors: TensorMap, what: string, offset: number) => {
@@ -68,13 +85,15 @@ export function fromTensors(variables: VariableSpec[], weights: TensorMap, momen
     };
     place(weights, 'weight', v.offset);
     if (v.trainable && momenta !== undefined) place(momenta, 'momentum of', v.momentumOffset);
+    if (v.averageOffset !== undefined) place(averaged, 'average of', v.averageOffset);
   }
   return state;
 }
 
 /** f32 elements of the flat state. */
 export function stateLength(variables: VariableSpec[]): number {
-  return variables.reduce((sum, v) => sum + v.size * (v.trainable ? 2 : 1), 0);
+  const copies = (v: VariableSpec) => 1 + (v.trainable ? 1 : 0) + (v.averageOffset === undefined ? 0 : 1);
+  return variables.reduce((sum, v) => sum + v.size * copies(v), 0);
 }
 
 /** Trainable elements: what papers call a network's parameters. */

@@ -28,7 +28,13 @@ function recipeIn(folder: Folder, cluster: object): string {
     },
     branches: [{ network: 'resnet', depth: 8, width: 4, count: 2 }],
     method: { name: 'ffl', rampUp: { kind: 'constant', value: 0.5 } },
-    training: { epochs: STEPS / STEPS_PER_EPOCH, batch: 64, milestones: [5] },
+    training: {
+      epochs: STEPS / STEPS_PER_EPOCH,
+      batch: 64,
+      schedule: 'cosine',
+      warmUp: { epochs: 1.5 },
+      ema: { decay: 0.9 },
+    },
     evaluation: { batch: 32, everyEpochs: 2 },
     cluster: { threads: 1, ...cluster },
     metrics: { logEverySteps: 1 },
@@ -36,7 +42,9 @@ function recipeIn(folder: Folder, cluster: object): string {
 }
 
 const stateAt = (run: string) =>
-  ['model', 'optimizer'].map((file) => readTensors(join(run, `checkpoints/step-000000${STEPS}/${file}.safetensors`)));
+  ['model', 'optimizer', 'ema'].map((file) =>
+    readTensors(join(run, `checkpoints/step-000000${STEPS}/${file}.safetensors`)),
+  );
 
 function linesOf(run: string, kind: string): { step: number; losses: unknown; results: unknown }[] {
   const lines = readFileSync(join(run, 'metrics.jsonl'), 'utf8').trim().split('\n');

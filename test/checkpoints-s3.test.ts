@@ -142,8 +142,8 @@ for (const [kind, open] of Object.entries(kinds)) {
       await writeCheckpoint(store, factsOf(step), stateOf(step), { keep: 1, keepEverySteps: 2 });
     }
     t.deepEqual(await namesIn(store), ['step-00000002', 'step-00000004']);
-    const { weights, momenta } = await readCheckpoint(store, 'step-00000004');
-    t.deepEqual({ weights, momenta }, stateOf(4));
+    const { weights, momenta, averages } = await readCheckpoint(store, 'step-00000004');
+    t.deepEqual({ weights, momenta, averages }, stateOf(4));
   });
 }
 
@@ -321,11 +321,11 @@ test('a run goes on from S3 on a machine that never saw it, and ends bit for bit
   await second.running;
   t.false(second.calls.includes('0 commit 3'));
   const last = async (prefix: string) => {
-    const { weights, momenta } = await readCheckpoint(
+    const { weights, momenta, averages } = await readCheckpoint(
       await openStore({ ...proxy.place, url: `${url}/${prefix}` }),
       'step-00000006',
     );
-    return { weights, momenta };
+    return { weights, momenta, averages };
   };
   t.deepEqual(await last('parts'), await last('whole'));
 });

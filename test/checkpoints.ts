@@ -12,7 +12,7 @@ export function factsOf(step: number): CheckpointFacts {
 
 /** @param value of all that matters   @param size more elements, to take time and room */
 export function stateOf(value: number, size = 0) {
-  return { weights: tensorsOf(value, size), momenta: tensorsOf(-value, size) };
+  return { weights: tensorsOf(value, size), momenta: tensorsOf(-value, size), averages: new Map() };
 }
 
 function tensorsOf(value: number, size: number): TensorMap {

@@ -38,7 +38,7 @@ test('what is written is read back, bit for bit', async (t) => {
       const weights: TensorMap = new Map([['w', { shape: [weight.length], data: weight }]]);
       const momenta: TensorMap = new Map([['w', { shape: [momentum.length], data: momentum }]]);
       const store = new FolderStore(folder());
-      await writeCheckpoint(store, factsOf(7), { weights, momenta }, KEEP_ALL);
+      await writeCheckpoint(store, factsOf(7), { weights, momenta, averages: new Map() }, KEEP_ALL);
       const back = await readCheckpoint(store, 'step-00000007');
       t.deepEqual(new Uint8Array(back.weights.get('w')!.data.buffer), new Uint8Array(weight.slice().buffer));
       t.deepEqual(new Uint8Array(back.momenta.get('w')!.data.buffer), new Uint8Array(momentum.slice().buffer));

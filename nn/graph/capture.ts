@@ -57,14 +57,17 @@ export interface Variable {
   read(): Tensor;
   /** From the end of the current phase on it holds this value. */
   assign(value: Tensor): void;
-  /** w -= lr * momentum step, in place: TensorFlow's ResourceApplyMomentum, which equals PyTorch's SGD. */
+  /**
+   * w -= lr * momentum step, in place: TensorFlow's ResourceApplyMomentum, which equals PyTorch's SGD.
+   * @returns the new value
+   */
   applyMomentum(
     accumulator: Variable,
     learningRate: Tensor,
     gradient: Tensor,
     momentum: number,
     nesterov: boolean,
-  ): void;
+  ): Tensor;
 }
 
 export interface Capture {
@@ -240,7 +243,7 @@ class GraphVariable implements Variable {
     gradient: Tensor,
     momentum: number,
     nesterov: boolean,
-  ): void {
+  ): Tensor {
     const inputs = [
       this.handle,
       (accumulator as GraphVariable).handle,
@@ -248,9 +251,10 @@ class GraphVariable implements Variable {
       this.edgeOf(gradient),
       this.r.constant([], DType.FLOAT, [momentum]),
     ];
-    this.r.update(
-      this.r.append('ResourceApplyMomentum', inputs, { T: { type: DType.FLOAT }, use_nesterov: { b: nesterov } }),
-    );
+    const attrs = { T: { type: DType.FLOAT }, use_nesterov: { b: nesterov } };
+    const applied = this.r.append('ResourceApplyMomentum', inputs, attrs);
+    this.r.update(applied);
+    return this.tensorOf(this.r.readAfter(applied, this.handle.name, this.shape));
   }
 }
 

@@ -171,6 +171,16 @@ export class Recorder {
     return edge;
   }
 
+  /** What a variable holds once a node of the current phase has changed it. */
+  readAfter(update: string, handle: string, shape: number[]): Edge {
+    const name = this.uniqueName(`${handle}/changed`);
+    const attrs = { dtype: { type: DType.FLOAT }, _shape: { shape } };
+    this.nodes.push({ name, op: 'ReadVariableOp', inputs: [handle, `^${update}`], attrs });
+    const edge = { name, shape, dtype: DType.FLOAT, phase: this.phase };
+    this.note(edge);
+    return edge;
+  }
+
   /** Carries an edge of an earlier phase into the current one. AssignVariableOp shares the buffer: nothing is copied. */
   private unstash(edge: Edge): Edge {
     const reader = this.phase;
