@@ -8,9 +8,9 @@
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { join } from 'node:path';
-import type { Precision } from './contenders.ts';
+import { flags, type StepWork } from './contenders.ts';
 
-const STEPS = 5;
+const STEPS = 3;
 
 export interface Anatomy {
   /** Milliseconds of a step by kind of primitive, the longest first; "everything else" is the rest of the step. */
@@ -18,11 +18,15 @@ export interface Anatomy {
   floor: string;
 }
 
-export async function anatomyOf(precision: Precision, threads: number): Promise<Anatomy> {
-  const work = ['--precision', precision, '--threads', String(threads)];
+export async function anatomyOf({ network, precision, threads }: StepWork): Promise<Anatomy> {
+  const onDevice = flags({ precision, threads });
   // One operation at a time: times of two at once would overlap.
   const env = { ...process.env, ONEDNN_VERBOSE: 'profile_exec', TF_NUM_INTEROP_THREADS: '1' };
-  const lines = await linesOf([join(import.meta.dirname, 'braid-step.ts'), ...work], `run ${STEPS}\n`, env);
+  const lines = await linesOf(
+    [join(import.meta.dirname, 'braid-step.ts'), ...flags({ network }), ...onDevice],
+    `run ${STEPS}\n`,
+    env,
+  );
   const { seconds } = JSON.parse(lines.at(-1)!) as { seconds: number[] };
   const step = (1000 * seconds.reduce((sum, s) => sum + s, 0)) / STEPS;
 
@@ -40,7 +44,7 @@ export async function anatomyOf(precision: Precision, threads: number): Promise<
   milliseconds['everything else'] = step - traced;
   const sorted = Object.entries(milliseconds).sort(([, a], [, b]) => b - a);
 
-  const [peak] = await linesOf([join(import.meta.dirname, 'peak.ts'), ...work], '', process.env);
+  const [peak] = await linesOf([join(import.meta.dirname, 'peak.ts'), ...onDevice], '', process.env);
   const rate = Number(peak);
   const floor = `${((1000 * multiplyAdds) / rate).toFixed(0)} ms: ${(multiplyAdds / 1e9).toFixed(1)} G multiply-adds of convolutions at ${(rate / 1e9).toFixed(0)} G/s, a large matrix product's`;
   return { milliseconds: Object.fromEntries(sorted), floor };

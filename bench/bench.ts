@@ -1,5 +1,5 @@
 /**
- * `npm run bench -- [step|cluster|allreduce|input] [--json] [--rounds N] [--steps N] [--data folder]`: Braid against PyTorch
+ * `npm run bench -- [step|imagenet|cluster|allreduce|input] [--json] [--rounds N] [--steps N] [--data folder]`: Braid against PyTorch
  * on this machine. `... soak [--seconds N] [--seed S]` and `... scale [--steps N]`: what has no peer. docs/bench.md has them all.
  *
  * Contenders take turns in short rounds and never run at the same time; figures are medians, ratios are braid / peer.
@@ -12,6 +12,7 @@ import { parseArgs } from 'node:util';
 import { BraidError, nearest } from '../core/errors.ts';
 import { benchAllreduce } from './allreduce.ts';
 import { benchSplit, benchTogether, prepareCluster } from './cluster.ts';
+import { benchImageNetTogether } from './imagenet.ts';
 import { benchInput, jpegsIn } from './input.ts';
 import { peerPython } from './peers/venv.ts';
 import { asJson, asText, type Comparison, type Measurement, measurementAsJson, tableOf } from './report.ts';
@@ -19,15 +20,16 @@ import { benchScale } from './scale.ts';
 import { benchSoak } from './soak.ts';
 import { benchStep, type Rounds } from './step.ts';
 
-const BESIDE_PEERS = ['step', 'cluster', 'allreduce', 'input'] as const;
+const BESIDE_PEERS = ['step', 'imagenet', 'cluster', 'allreduce', 'input'] as const;
 /** Of Braid alone: only when they are named. */
 const ALONE = ['soak', 'scale'] as const;
 const BENCHES = [...BESIDE_PEERS, ...ALONE] as const;
 type Bench = (typeof BENCHES)[number];
 
-/** Enough for a steady median; about four minutes each on two cores, one for `input` and three for `allreduce`. */
+/** Enough for a steady median; docs/bench.md says how long they take. */
 const DEFAULTS: Record<(typeof BESIDE_PEERS)[number], Rounds> = {
   step: { rounds: 5, steps: 10 },
+  imagenet: { rounds: 3, steps: 2 },
   cluster: { rounds: 3, steps: 20 },
   allreduce: { rounds: 9, steps: 4 },
   input: { rounds: 7, steps: 8 },
@@ -68,27 +70,44 @@ async function besidePeers({ benches, given, data, say, show }: Peers): Promise<
   const python = await peerPython(say);
   if (benches.includes('step')) {
     for (const precision of ['f32', 'bf16'] as const) {
-      show(await benchStep(python, precision, { ...DEFAULTS.step, ...given }, say));
+      const work = { network: 'cifar', precision, threads: 2 } as const;
+      const [time] = await benchStep({ python, bench: 'step', work, say, ...DEFAULTS.step, ...given });
+      show(time!);
     }
   }
+  if (benches.includes('imagenet')) {
+    const rounds = { ...DEFAULTS.imagenet, ...given };
+    for (const precision of ['f32', 'bf16'] as const) {
+      const work = { network: 'imagenet', precision, threads: 2 } as const;
+      (await benchStep({ python, bench: 'imagenet', work, say, ...rounds })).forEach(show);
+    }
+    if (data === undefined) say('imagenet: two workers are left out: name a folder of JPEG files with --data');
+    else await inFolder(async (folder) => show(await benchImageNetTogether({ data, folder, say, ...rounds })));
+  }
   if (benches.includes('cluster')) {
-    const folder = mkdtempSync(join(tmpdir(), 'braid-bench-'));
-    try {
+    await inFolder(async (folder) => {
       prepareCluster(folder);
       const cluster = { python, folder, say, ...DEFAULTS.cluster, ...given };
       (await benchTogether(cluster)).forEach(show);
       (await benchSplit(cluster)).forEach(show);
-    } finally {
-      rmSync(folder, { recursive: true });
-    }
+    });
   }
   if (benches.includes('allreduce')) {
     (await benchAllreduce({ python, say, ...DEFAULTS.allreduce, ...given })).forEach(show);
   }
-  if (data !== undefined) {
+  if (benches.includes('input') && data !== undefined) {
     (await benchInput({ python, data, say, ...DEFAULTS.input, ...given })).forEach(show);
   } else if (benches.includes('input')) {
     say('input is left out: name a folder of JPEG files with --data');
+  }
+}
+
+async function inFolder(use: (folder: string) => Promise<void>): Promise<void> {
+  const folder = mkdtempSync(join(tmpdir(), 'braid-bench-'));
+  try {
+    await use(folder);
+  } finally {
+    rmSync(folder, { recursive: true });
   }
 }
 
@@ -122,7 +141,7 @@ function parse(argv: string[]): Asked {
   }
   if (data !== undefined && jpegsIn(data).length === 0)
     throw wrongFlag(`--data ${data}: expected a folder with JPEG files`);
-  return { benches, json, given, soak, data: benches.includes('input') ? data : undefined };
+  return { benches, json, given, soak, data };
 }
 
 function parsed(argv: string[]) {
@@ -147,6 +166,6 @@ function parsed(argv: string[]) {
 function wrongFlag(message: string): BraidError {
   return new BraidError('INVALID_RECIPE', `bench: ${message}`, {
     remedy:
-      'npm run bench -- [step|cluster|allreduce|input] [--json] [--rounds N] [--steps N] [--data folder], soak [--seconds N] [--seed S], or scale [--steps N]',
+      'npm run bench -- [step|imagenet|cluster|allreduce|input] [--json] [--rounds N] [--steps N] [--data folder], soak [--seconds N] [--seed S], or scale [--steps N]',
   });
 }

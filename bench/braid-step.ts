@@ -1,7 +1,7 @@
 /**
  * Times Braid's training steps of FFL in one process: the captured graph, fed from memory.
  *
- *     node bench/braid-step.ts --precision bf16 --threads 2
+ *     node bench/braid-step.ts --network cifar --precision bf16 --threads 2
  *
  * A step: a uint8 batch -> normalise -> forward -> losses -> gradient -> SGD -> the losses as numbers. Speaks the
  * protocol of stepper.ts.
@@ -16,35 +16,42 @@ import { fromTensors, initialWeights } from '../nn/variables.ts';
 import { alignedSharedBuffer } from '../worker/input/shared-buffer.ts';
 import type { Answer } from './stepper.ts';
 
-const IMAGE = { height: 32, width: 32, channels: 3 };
-const CLASSES = 100;
+/** What is trained, by name; its batch is the recipe's. */
+const NETWORKS = {
+  cifar: { recipe: 'recipe.yaml', size: 32, classes: 100 },
+  imagenet: { recipe: 'imagenet.yaml', size: 224, classes: 1000 },
+};
 const BATCHES = 4; // different ones, used in turn: more than any cache holds
 const WARM_UP_STEPS = 3;
 const RAMP_UP_WEIGHT = 0.286505; // w(40)
 
 const { values } = parseArgs({
   options: {
+    network: { type: 'string', default: 'cifar' },
     precision: { type: 'string', default: 'f32' },
     threads: { type: 'string', default: '2' },
-    batch: { type: 'string', default: '128' },
+    batch: { type: 'string' },
     branches: { type: 'string', default: '2' },
     unshared: { type: 'boolean', default: false },
   },
 });
-const batch = Number(values.batch);
-const recipe = loadRecipe(join(import.meta.dirname, 'recipe.yaml'), [
+const network = NETWORKS[values.network as keyof typeof NETWORKS];
+const image = { height: network.size, width: network.size, channels: 3 };
+const recipe = loadRecipe(join(import.meta.dirname, network.recipe), [
   `training.precision=${values.precision}`,
-  `training.batch=${batch}`,
+  ...(values.batch === undefined ? [] : [`training.batch=${values.batch}`]),
   `branches.0.count=${values.branches}`,
   `trunk=${values.unshared ? 'none' : 'shared'}`,
   ...(values.branches === '1' ? ['method={name: vanilla}'] : []),
 ]);
 
+const { batch } = recipe.training;
+
 const device = await Device.open({
   recipe,
   role: { kind: 'replica' },
-  image: IMAGE,
-  classes: CLASSES,
+  image,
+  classes: network.classes,
   shardSizes: [batch],
   threads: Number(values.threads),
 });
@@ -53,10 +60,10 @@ const { gradientLength, losses } = rounds[0]!;
 await device.run('write', { state: fromTensors(variables, initialWeights(variables, recipe.seed)) });
 
 const random = new Random(1);
-const imageBytes = batch * IMAGE.height * IMAGE.width * IMAGE.channels;
+const imageBytes = batch * image.height * image.width * image.channels;
 const batches = Array.from({ length: BATCHES }, () => ({
   images: new Uint8Array(alignedSharedBuffer(imageBytes), 0, imageBytes).map(() => random.int(256)),
-  labels: new Int32Array(alignedSharedBuffer(batch * 4), 0, batch).map(() => random.int(CLASSES)),
+  labels: new Int32Array(alignedSharedBuffer(batch * 4), 0, batch).map(() => random.int(network.classes)),
 }));
 const gradient = new Float32Array(alignedSharedBuffer(gradientLength * 4), 0, gradientLength);
 
@@ -72,6 +79,7 @@ for await (const line of createInterface(process.stdin)) {
     answer.phases!.apply!.push(apply);
     answer.loss = loss;
   }
+  answer.peakBytes = process.resourceUsage().maxRSS * 1024;
   process.stdout.write(`${JSON.stringify(answer)}\n`);
 }
 await device.close();

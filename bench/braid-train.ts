@@ -7,11 +7,9 @@ import { BraidError } from '../core/errors.ts';
 import type { Phases } from './report.ts';
 
 const BRAID = join(import.meta.dirname, '../bin/braid.mjs');
-const RECIPE = join(import.meta.dirname, 'recipe.yaml');
 
 /** Steps before the timed ones: first runs of each graph, and buffers that fill. */
 const WARM_UP_STEPS = 5;
-const BATCH = 128; // recipe.yaml's
 const KEPT_OUTPUT_CHARS = 4000;
 
 export interface TrainResult {
@@ -21,17 +19,19 @@ export interface TrainResult {
 
 /**
  * @param folder where runs/<name> goes
- * @param overrides `path=value` each, on top of recipe.yaml
+ * @param recipe of the bench's, with its batch
+ * @param overrides `path=value` each, on top of it
  * @throws BraidError INTERNAL with the end of what it printed, when the run fails
  */
 export async function braidTrain(
   folder: string,
   name: string,
+  { recipe, batch }: { recipe: string; batch: number },
   steps: number,
   overrides: string[],
 ): Promise<TrainResult> {
   const set = [`name=${name}`, `training.maxSteps=${WARM_UP_STEPS + steps}`, ...overrides];
-  const args = [BRAID, 'train', RECIPE, ...set.flatMap((override) => ['--set', override])];
+  const args = [BRAID, 'train', join(import.meta.dirname, recipe), ...set.flatMap((override) => ['--set', override])];
   const child = spawn(process.execPath, args, { cwd: folder, stdio: ['ignore', 'pipe', 'pipe'] });
   let output = '';
   for (const stream of [child.stdout, child.stderr]) {
@@ -44,20 +44,20 @@ export async function braidTrain(
     child.once('close', (code, signal) => resolve(signal ?? code ?? 0));
   });
   if (ended !== 0) throw new BraidError('INTERNAL', `braid ${args.slice(1).join(' ')} ended with ${ended}:\n${output}`);
-  return readJournal(join(folder, 'runs', name, 'metrics.jsonl'));
+  return readJournal(join(folder, 'runs', name, 'metrics.jsonl'), batch);
 }
 
-function readJournal(file: string): TrainResult {
+function readJournal(file: string, batch: number): TrainResult {
   const lines = readFileSync(file, 'utf8').trim().split('\n');
   const timed = lines
     .map((line) => JSON.parse(line) as JournalLine)
     .filter((line) => line.kind === 'step')
     .filter(({ step }) => step >= WARM_UP_STEPS);
   // One step a line: recipe.yaml's logEverySteps.
-  const seconds = timed.reduce((sum, { imagesPerSecond }) => sum + BATCH / imagesPerSecond, 0);
+  const seconds = timed.reduce((sum, { imagesPerSecond }) => sum + batch / imagesPerSecond, 0);
   const names = new Set(timed.flatMap(({ phaseSeconds }) => Object.keys(phaseSeconds)));
   const phases = Object.fromEntries(
     Array.from(names, (name) => [name, timed.map(({ phaseSeconds }) => phaseSeconds[name] ?? 0)]),
   );
-  return { imagesPerSecond: (timed.length * BATCH) / seconds, phases };
+  return { imagesPerSecond: (timed.length * batch) / seconds, phases };
 }

@@ -20,7 +20,7 @@ const ONE_PROCESS = { atLeast: 0.85 };
 const DDP = { atLeast: 1 };
 
 /** Images a second of one contender in one round, and where its time went. */
-interface Throughput {
+export interface Throughput {
   imagesPerSecond: number;
   phases: Phases;
 }
@@ -104,7 +104,10 @@ async function compare(cluster: Cluster, contenders: Contenders, cases: Case[], 
 }
 
 /** Every contender once a round, in turn. */
-async function alternate({ rounds, say }: Cluster, contenders: Contenders): Promise<Record<string, Throughput[]>> {
+export async function alternate(
+  { rounds, say }: Pick<Cluster, 'rounds' | 'say'>,
+  contenders: Contenders,
+): Promise<Record<string, Throughput[]>> {
   const results = Object.fromEntries(Object.keys(contenders).map((name) => [name, [] as Throughput[]]));
   for (let round = 0; round < rounds; round++) {
     const figures: string[] = [];
@@ -128,21 +131,25 @@ async function floorSeconds({ steps, say }: Cluster, alone: Work): Promise<numbe
 }
 
 function train({ folder, steps }: Cluster, name: string, overrides: string[]): Promise<Throughput> {
-  return braidTrain(folder, name, steps, [`data.path=${dataIn(folder)}`, ...overrides]);
+  return braidTrain(folder, name, { recipe: 'recipe.yaml', batch: BATCH }, steps, [
+    `data.path=${dataIn(folder)}`,
+    ...overrides,
+  ]);
 }
 
-async function take(stepper: Stepper, steps: number): Promise<Throughput> {
+/** Steps of a process that is warm. */
+export async function take(stepper: Stepper, steps: number, batch = BATCH): Promise<Throughput> {
   const { seconds, phases = {} } = await stepper.run(steps);
-  return { imagesPerSecond: (steps * BATCH) / seconds.reduce((sum, each) => sum + each, 0), phases };
+  return { imagesPerSecond: (steps * batch) / seconds.reduce((sum, each) => sum + each, 0), phases };
 }
 
-function together({ replicas, threads }: { replicas: number; threads: number }): string[] {
+export function together({ replicas, threads }: { replicas: number; threads: number }): string[] {
   return ['cluster.placement=together', `cluster.replicas=${replicas}`, `cluster.threads=${threads}`];
 }
 
 const SPLIT = ['trunk=none', 'cluster.placement=split', 'cluster.threads=1'];
 
-function medianOf(results: Throughput[]): number {
+export function medianOf(results: Throughput[]): number {
   return median(results.map(({ imagesPerSecond }) => imagesPerSecond));
 }
 

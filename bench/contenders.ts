@@ -6,14 +6,19 @@ import { Stepper } from './stepper.ts';
 
 export type Precision = Recipe['training']['precision'];
 
-/** What is trained, where it is not the bench's own FFL ResNet-32 with two branches on one trunk at batch 128. */
+/** What is trained, where it is not recipe.yaml's FFL with two branches on one trunk. */
 export interface Work {
+  /** cifar: ResNet-32 at 32 pixels, batch 128 (recipe.yaml). imagenet: ResNet-34 at 224, batch 32 (imagenet.yaml). */
+  network?: 'cifar' | 'imagenet';
   precision?: Precision;
   threads?: number;
   batch?: number;
   branches?: number;
   unshared?: boolean;
 }
+
+/** One process's, all of it said. */
+export type StepWork = Required<Pick<Work, 'network' | 'precision' | 'threads'>>;
 
 /** The captured graph in one process, fed from memory. */
 export function braidStep(work: Work): Promise<Stepper> {
@@ -37,7 +42,8 @@ export function torchDdp(python: string, data: string): Promise<Stepper> {
   return Stepper.start('PyTorch DDP', python, [script, '--data', data], peerEnvironment());
 }
 
-function flags({ unshared, ...work }: Work): string[] {
+/** A work's, for braid-step.ts and peers/step.py. */
+export function flags({ unshared, ...work }: Work): string[] {
   const valued = Object.entries(work).flatMap(([name, value]) => [`--${name}`, String(value)]);
   return unshared === true ? [...valued, '--unshared'] : valued;
 }

@@ -4,12 +4,12 @@
 export type Phases = Record<string, number[]>;
 
 export interface Comparison {
-  bench: 'step' | 'cluster' | 'allreduce' | 'input';
+  bench: 'step' | 'imagenet' | 'cluster' | 'allreduce' | 'input';
   case: string;
   /** Medians over the rounds. */
   braid: number;
   peer: number;
-  unit: 's' | 'ms' | 'images/s';
+  unit: 's' | 'ms' | 'images/s' | 'MiB';
   /** What the ratio braid / peer should be. */
   bar: { atMost: number } | { atLeast: number };
   /** Who the peer is, and anything else worth knowing. */

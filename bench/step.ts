@@ -1,11 +1,15 @@
-/** `step`: one training step of FFL ResNet-32 in one process with two threads, against PyTorch's. */
+/**
+ * `step`: one training step of FFL ResNet-32 in one process with two threads, and `imagenet` the same of ResNet-34 at 224
+ * pixels, with the memory that it takes, against PyTorch's.
+ */
 import { anatomyOf } from './anatomy.ts';
-import { braidStep, type Precision, torchStep } from './contenders.ts';
+import { braidStep, type StepWork, torchStep } from './contenders.ts';
 import { type Comparison, median, medianPhases, meetsBar } from './report.ts';
 import { type Answer, withSteppers } from './stepper.ts';
 
-/** The largest accepted part of PyTorch's step time. */
-const AT_MOST = 0.9;
+/** The largest accepted part of PyTorch's step time, and of its memory. */
+const TIME = { atMost: 0.9 };
+const MEMORY = { atMost: 1.2 };
 
 export interface Rounds {
   rounds: number;
@@ -13,44 +17,50 @@ export interface Rounds {
   steps: number;
 }
 
-export async function benchStep(
-  python: string,
-  precision: Precision,
-  { rounds, steps }: Rounds,
-  say: (line: string) => void,
-): Promise<Comparison> {
-  say(`step ${precision}: warming up`);
-  const work = { precision, threads: 2 };
+export interface StepBench extends Rounds {
+  python: string;
+  bench: 'step' | 'imagenet';
+  work: StepWork;
+  say(line: string): void;
+}
+
+/** @returns the time of a step, and the most memory that each process ever had */
+export async function benchStep({ python, bench, work, rounds, steps, say }: StepBench): Promise<Comparison[]> {
+  const { precision } = work;
+  say(`${bench} ${precision}: warming up`);
   const starts = [
     () => braidStep(work),
     () => torchStep(python, 'eager', work),
     () => torchStep(python, 'compiled', work),
   ];
-  const comparison = await withSteppers(starts, async (...contenders): Promise<Comparison> => {
+  const [time, memory] = await withSteppers(starts, async (...contenders): Promise<[Comparison, Comparison]> => {
     const answers = contenders.map((): Answer[] => []);
     for (let round = 0; round < rounds; round++) {
       for (const [i, contender] of contenders.entries()) answers[i]!.push(await contender.run(steps));
-      say(`step ${precision}: round ${round + 1} of ${rounds}: ${times(answers.map((all) => [all.at(-1)!]))}`);
+      say(`${bench} ${precision}: round ${round + 1} of ${rounds}: ${times(answers.map((all) => [all.at(-1)!]))}`);
     }
     const [braid, eager, compiled] = answers.map((all) => median(all.flatMap(({ seconds }) => seconds)));
     const [better, worse] = eager! <= compiled! ? ['eager', 'compiled'] : ['compiled', 'eager'];
-    return {
-      bench: 'step',
-      case: precision,
-      braid: braid!,
-      peer: Math.min(eager!, compiled!),
-      unit: 's',
-      bar: { atMost: AT_MOST },
-      note: `peer: PyTorch ${better}; ${worse} takes ${Math.max(eager!, compiled!).toFixed(3)} s`,
-      phases: medianPhases(answers[0]!.map(({ phases = {} }) => phases)),
-    };
+    const [own, theirs] = [0, better === 'eager' ? 1 : 2].map((i) => answers[i]!.at(-1)!.peakBytes! / 2 ** 20);
+    const peer = `peer: PyTorch ${better}`;
+    return [
+      {
+        ...{ bench, case: precision, unit: 's', braid: braid!, peer: Math.min(eager!, compiled!), bar: TIME },
+        note: `${peer}; ${worse} takes ${Math.max(eager!, compiled!).toFixed(3)} s`,
+        phases: medianPhases(answers[0]!.map(({ phases = {} }) => phases)),
+      },
+      {
+        ...{ bench, case: `${precision}, memory`, unit: 'MiB', braid: own!, peer: theirs!, bar: MEMORY },
+        ...{ note: `${peer}; the most that was resident`, phases: {} },
+      },
+    ];
   });
-  if (meetsBar(comparison)) return comparison;
-  say(`step ${precision}: where the time goes`);
-  const { milliseconds, floor } = await anatomyOf(precision, work.threads);
+  if (meetsBar(time)) return [time, memory];
+  say(`${bench} ${precision}: where the time goes`);
+  const { milliseconds, floor } = await anatomyOf(work);
   const inside = Object.entries(milliseconds).map(([kind, ms]) => [`  ${kind}`, ms / 1000]);
-  const phases = { ...comparison.phases, ...Object.fromEntries(inside) };
-  return { ...comparison, phases, note: `${comparison.note}; floor ${floor}` };
+  const phases = { ...time.phases, ...Object.fromEntries(inside) };
+  return [{ ...time, phases, note: `${time.note}; floor ${floor}` }, memory];
 }
 
 function times(answers: Answer[][]): string {

@@ -17,6 +17,8 @@ export interface Answer {
   seconds: number[];
   /** Where the child tells phases apart. */
   phases?: Phases;
+  /** The most resident memory since it started, where it says. */
+  peakBytes?: number;
   /** Total loss of the last step, where there is one. */
   loss?: number;
 }

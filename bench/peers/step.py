@@ -1,20 +1,22 @@
 """Times PyTorch's training steps of FFL.
 
-    python step.py --precision bf16 --mode compiled
+    python step.py --network cifar --precision bf16 --mode compiled
 
 A step: a uint8 NHWC batch in memory -> normalise -> forward -> losses -> backward -> SGD -> the total loss as a number.
-Prints {"ready": true} once warm, then answers each line `run N` on stdin with {"seconds": [N step times], "loss": x};
-ends with its stdin. So several of these can stay warm side by side and be asked in turn.
+Prints {"ready": true} once warm, then answers each line `run N` on stdin with {"seconds": [N step times], "loss": x,
+"peakBytes": most resident memory so far}; ends with its stdin. So several of these can stay warm side by side and be asked in turn.
 """
 
 import argparse
 import json
+import resource
 import sys
 from time import perf_counter
 
 import torch
 
 from ffl import FFL, ffl_losses, optimiser_of
+from imagenet import ImageNetFFL
 
 BATCHES = 4  # different ones, used in turn: more than any cache holds
 WARM_UP_STEPS = 3
@@ -24,11 +26,16 @@ RAMP_UP_WEIGHT = 0.286505  # w(40)
 def training_step(options):
     """A function that runs one training step and returns its total loss."""
     torch.manual_seed(1)
-    model = FFL(options.depth, 16, options.branches, options.classes, not options.unshared)
+    if options.network == "cifar":
+        size, classes = 32, 100
+        model = FFL(32, 16, options.branches, classes, not options.unshared)
+    else:
+        size, classes = 224, 1000
+        model = ImageNetFFL(options.branches, classes)
     model = model.to(memory_format=torch.channels_last)
     optimiser = optimiser_of(model)
-    images = torch.randint(0, 256, (BATCHES, options.batch, 32, 32, 3), dtype=torch.uint8)
-    labels = torch.randint(0, options.classes, (BATCHES, options.batch))
+    images = torch.randint(0, 256, (BATCHES, options.batch, size, size, 3), dtype=torch.uint8)
+    labels = torch.randint(0, classes, (BATCHES, options.batch))
 
     def total_loss(images, labels):
         with torch.autocast("cpu", torch.bfloat16, enabled=options.precision == "bf16"):
@@ -50,13 +57,12 @@ def training_step(options):
 
 def parse_options():
     parser = argparse.ArgumentParser()
+    parser.add_argument("--network", choices=["cifar", "imagenet"], default="cifar")
     parser.add_argument("--precision", choices=["f32", "bf16"], default="f32")
     parser.add_argument("--mode", choices=["eager", "compiled"], default="eager")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--depth", type=int, default=32)
     parser.add_argument("--branches", type=int, default=2)
-    parser.add_argument("--classes", type=int, default=100)
     parser.add_argument("--unshared", action="store_true")
     return parser.parse_args()
 
@@ -76,7 +82,8 @@ def main():
             start = perf_counter()
             loss = step(n)
             seconds.append(perf_counter() - start)
-        print(json.dumps({"seconds": seconds, "loss": loss}), flush=True)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        print(json.dumps({"seconds": seconds, "loss": loss, "peakBytes": peak}), flush=True)
 
 
 if __name__ == "__main__":
