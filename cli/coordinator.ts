@@ -11,7 +11,7 @@ import { chooseRunFolder } from './run-folders.ts';
 import { TLS, TOKEN_FILE, tlsOf, tokenOf } from './trust.ts';
 
 const USAGE =
-  'braid coordinator <recipe.yaml> [--listen <host:port>] [--tls <folder> | --insecure] [--token-file <file>] [--resume [step-<n>]] [--runs <folder>] [--set path=value ...]';
+  'braid coordinator <recipe.yaml> [--listen <host:port>] [--tls <folder> | --insecure] [--token-file <file>] [--resume [step-<n>]] [--stay] [--runs <folder>] [--set path=value ...]';
 
 const OPTIONS = {
   ...SET,
@@ -21,6 +21,8 @@ const OPTIONS = {
   listen: { type: 'string', default: '127.0.0.1:7070' },
   /** Listen where other machines can connect, unencrypted. */
   insecure: { type: 'boolean', default: false },
+  /** When the run is done, go on telling how it ended: for who would start again whatever ends. */
+  stay: { type: 'boolean', default: false },
   runs: { type: 'string', default: 'runs' },
 } as const;
 
@@ -42,6 +44,7 @@ export async function coordinator(argv: string[], { orderly, atOnce }: Interrupt
     token,
     runFolder: chooseRunFolder(values.runs, recipe.name, resume !== false),
     resume,
+    stay: values.stay,
     signal: orderly,
     hard: atOnce,
     onEvent: (event) => progress.show(event),

@@ -1,5 +1,5 @@
 /** The `braid` command, under Node 24: names a command, runs it, and tells what went wrong. */
-import { asBraidError, BraidError, nearest } from '../core/errors.ts';
+import { asBraidError, type BraidError, isTemporary, nearest } from '../core/errors.ts';
 import { Interrupts } from './interrupts.ts';
 
 interface Command {
@@ -38,15 +38,14 @@ const COMMANDS: Record<string, Command> = {
 
 /** Something is to be mended first: starting again would end the same way. */
 const EXIT_FAILED = 1;
-/** sysexits.h's EX_TEMPFAIL: start again, with --resume. Workers were lost, or SIGTERM asked for the machine. */
+/** sysexits.h's EX_TEMPFAIL: start again, with --resume. */
 const EXIT_TRY_AGAIN = 75;
 /** Shells say 128 + the signal's number: SIGINT is 2. */
 const EXIT_CANCELLED = 130;
 
-function exitCodeOf({ code }: BraidError, { orderly }: Interrupts): number {
-  const signal = orderly.reason instanceof BraidError ? orderly.reason.details.signal : undefined;
-  if (code === 'WORKER_LOST' || (code === 'CANCELLED' && signal === 'SIGTERM')) return EXIT_TRY_AGAIN;
-  return code === 'CANCELLED' ? EXIT_CANCELLED : EXIT_FAILED;
+function exitCodeOf(error: BraidError, { orderly }: Interrupts): number {
+  if (isTemporary(error, orderly.reason)) return EXIT_TRY_AGAIN;
+  return error.code === 'CANCELLED' ? EXIT_CANCELLED : EXIT_FAILED;
 }
 
 const [name = 'help', ...argv] = process.argv.slice(2);

@@ -9,7 +9,7 @@ export type Options = NonNullable<ParseArgsConfig['options']>;
 /** `--set path=value`, as often as wanted. */
 export const SET = { set: { type: 'string', multiple: true, default: [] as string[] } } as const satisfies Options;
 
-/** `--resume`: go on from the newest checkpoint. `--resume step-00000120`: from that one. */
+/** `--resume`: go on from the newest checkpoint; where there is no run yet, it begins. `--resume step-00000120`: from that one. */
 export const RESUME = { resume: { type: 'string' } } as const satisfies Options;
 
 /** An option without a value is nothing that parseArgs knows: `--resume` alone becomes `--resume=`. */

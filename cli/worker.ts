@@ -3,21 +3,27 @@ import { rmSync } from 'node:fs';
 import { availableParallelism } from 'node:os';
 import { BraidError } from '../core/errors.ts';
 import { createLog } from '../core/log.ts';
+import { isAddress } from '../proto/channel.ts';
 import { runWorker } from '../worker/worker.ts';
 import type { Interrupts } from './interrupts.ts';
 import { parse } from './options.ts';
 import { TLS, TOKEN_FILE, tlsOf, tokenOf } from './trust.ts';
 
 const USAGE =
-  'braid worker --coordinator <host:port | unix:/path> [--listen <host:port>] [--tls <folder> | --insecure] ' +
-  '[--token-file <file>] [--threads <n>] [--metrics-port <n>] [--health-port <n>] [--metrics-host <host>] [--rejoin-seconds <s>]';
+  'braid worker --coordinator <host:port | unix:/path> [--listen <host:port>] [--advertise <host>] [--exchange-port <n>] ' +
+  '[--tls <folder> | --insecure] [--token-file <file>] [--threads <n>] [--metrics-port <n>] [--health-port <n>] ' +
+  '[--metrics-host <host>] [--rejoin-seconds <s>]';
 
 const OPTIONS = {
   ...TLS,
   ...TOKEN_FILE,
   coordinator: { type: 'string' },
-  /** Where the coordinator and other workers reach this one; the port may be 0. */
+  /** Where it listens; the port may be 0. */
   listen: { type: 'string' },
+  /** The host that the coordinator and other workers reach it by; default: the one it listens on. */
+  advertise: { type: 'string' },
+  /** Of the exchange of gradients; default: any free one. */
+  'exchange-port': { type: 'string' },
   /** Listen where other machines can connect, unencrypted. */
   insecure: { type: 'boolean', default: false },
   /** The sockets' folder of a `braid train` on this machine: removed when that ends without having done so. */
@@ -58,6 +64,11 @@ export async function worker(argv: string[], { orderly, atOnce }: Interrupts): P
     port: portOf('metrics-port', values['metrics-port']),
     healthPort: portOf('health-port', values['health-port']),
   };
+  const { listen, advertise } = values;
+  if (advertise !== undefined && !isAddress(`${advertise}:1`)) {
+    throw new BraidError('INVALID_RECIPE', `worker: --advertise ${advertise} is no host`, { remedy: USAGE });
+  }
+  const exchangePort = portOf('exchange-port', values['exchange-port']);
   const log = createLog({
     format: 'human',
     level: 'info',
@@ -67,7 +78,9 @@ export async function worker(argv: string[], { orderly, atOnce }: Interrupts): P
   try {
     await runWorker({
       coordinator: values.coordinator,
-      ...(values.listen === undefined ? {} : { listen: values.listen }),
+      ...(listen !== undefined && { listen }),
+      ...(advertise !== undefined && { advertise }),
+      ...(exchangePort !== null && { exchangePort }),
       insecure: values.insecure,
       tls: tlsOf(values, log),
       token: tokenOf(values),

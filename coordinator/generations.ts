@@ -91,7 +91,7 @@ export class Generations {
         await this.form();
         const path = await train(this.training());
         if (path !== null) return path;
-        this.options.membership.letGo();
+        await this.letGo();
       } catch (thrown) {
         await this.recover(asBraidError(thrown));
       }
@@ -104,7 +104,7 @@ export class Generations {
 
   /** Waits for the members of a generation. */
   private async assemble(): Promise<void> {
-    const { membership, signal, hard } = this.options;
+    const { membership, signal, hard, now } = this.options;
     const { replicas, minReplicas, joinTimeoutSeconds } = this.plan.recipe.cluster;
     const least = this.unit * (minReplicas ?? replicas);
     const timeoutMs = 1000 * joinTimeoutSeconds;
@@ -116,10 +116,19 @@ export class Generations {
     }
     // At first everybody is waited for, later only as many as it takes.
     const wanted = this.seats.length === 0 ? this.unit * replicas : least;
+    const started = now();
     try {
-      if (await membership.until((here) => here.length >= wanted, timeoutMs, either)) return;
-      if (membership.here.length >= least) return;
-      throw this.missing(least);
+      for (;;) {
+        const enough = (here: Member[]) => here.length >= wanted || membership.leaving.length > 0;
+        const came = await membership.until(
+          enough,
+          Math.max(0, Math.round(timeoutMs - 1000 * (now() - started))),
+          either,
+        );
+        if (membership.leaving.length > 0) await this.letGo();
+        else if (came || membership.here.length >= least) return;
+        else throw this.missing(least);
+      }
     } catch (thrown) {
       if (!hard.aborted) await this.salvage();
       throw thrown;
@@ -230,6 +239,15 @@ export class Generations {
     } catch (thrown) {
       log.warn(`no checkpoint could be made of what is left: ${asBraidError(thrown).message}`);
     }
+  }
+
+  /** Who has asked to leave does so. What nobody else could hand on is kept in a checkpoint first. */
+  private async letGo(): Promise<void> {
+    const { membership } = this.options;
+    const staying = idsOf(membership.here.filter(({ leaving }) => !leaving));
+    const kept = new Set(this.seats.filter(({ id }) => staying.has(id)).map(({ rank }) => rank % this.unit));
+    if (kept.size < this.unit) await this.salvage();
+    membership.letGo();
   }
 
   private training(): Training {

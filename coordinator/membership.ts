@@ -67,7 +67,8 @@ export class Membership {
   private latest = 0;
   /** Resolved and made anew whenever somebody joins or leaves. */
   private change = Promise.withResolvers<void>();
-  private over = false;
+  /** How the run ended: well, or with an error; null while it lasts. */
+  private verdict: 'done' | BraidError | null = null;
 
   constructor(options: MembershipOptions) {
     this.options = options;
@@ -79,7 +80,7 @@ export class Membership {
 
   /** Whether every seat of the current generation is taken. */
   get whole(): boolean {
-    return this.current !== null && !this.current.loss.signal.aborted && !this.over;
+    return this.current !== null && !this.current.loss.signal.aborted && this.verdict === null;
   }
 
   /** Everybody here, in the order of joining. */
@@ -93,19 +94,24 @@ export class Membership {
     return this.here.filter(({ id, leaving }) => !leaving && !seated.has(id));
   }
 
+  /** Who has asked to be let go, and has not been. */
   get leaving(): Member[] {
-    return this.here.filter(({ leaving }) => leaving);
+    const entries = [...this.members.values()];
+    return entries.filter(({ member, ending }) => member.leaving && !ending.signal.aborted).map(({ member }) => member);
   }
 
   /**
    * The Join rpc: stays open for as long as the worker belongs to the run.
-   * @throws BraidError VERSION_MISMATCH or SETUP when the worker cannot be taken, WORKER_LOST when it has been fenced
+   * @throws BraidError VERSION_MISMATCH or RUN_FULL when the worker cannot be taken, WORKER_LOST when it has been fenced, and
+   *   what the run ended with
    */
   async *join(request: JoinRequest, signal: AbortSignal): AsyncGenerator<JoinResponse> {
+    const { run, secret } = this.options;
+    if (this.verdict === 'done') return yield { run, member: 0, secret, over: true };
     const { member, ending } = this.admit(request);
     let why = 'its connection ended';
     try {
-      yield { run: this.options.run, member: member.id, secret: this.options.secret };
+      yield { run, member: member.id, secret, over: false };
       await untilEither(signal, ending.signal);
       if (ending.signal.aborted) why = asBraidError(ending.signal.reason).message;
     } finally {
@@ -167,22 +173,21 @@ export class Membership {
   /** @throws BraidError for a message of another run or generation */
   requireCurrent({ run, generation }: Pick<StepRequest, 'run' | 'generation'>): void {
     this.requireRun(run);
-    if (generation !== this.current?.number || this.over) {
-      const state = this.over ? 'over' : this.current === null ? 'gathering' : 'training';
+    if (generation !== this.current?.number || this.verdict !== null) {
+      const state = this.verdict !== null ? 'over' : this.current === null ? 'gathering' : 'training';
       const message = `this call is for generation ${generation}, the coordinator is in ${this.generation} (${state})`;
       throw new BraidError('STALE_GENERATION', message, { remedy: 'Join again.' });
     }
   }
 
-  /** From here on members may leave: the run is over. */
-  dismiss(): void {
-    this.over = true;
+  /** From here on members may leave: the run has ended so. */
+  dismiss(verdict: 'done' | BraidError): void {
+    this.verdict = verdict;
   }
 
-  /** Ends every Join stream, with the reason where there is one. */
-  close(reason?: BraidError): void {
-    this.dismiss();
-    for (const { ending } of this.members.values()) ending.abort(reason ?? 'over');
+  /** Ends every Join stream, with the error where there is one. */
+  close(): void {
+    for (const { ending } of this.members.values()) ending.abort(this.verdict);
   }
 
   private admit(request: JoinRequest): { member: Member; ending: AbortController } {
@@ -192,8 +197,9 @@ export class Membership {
       throw new BraidError('VERSION_MISMATCH', message, { remedy: 'Install the same version on both machines.' });
     }
     const { run, most, secret, tls } = this.options;
-    if (this.over || this.members.size >= most) {
-      throw new BraidError('SETUP', `run ${run} ${this.over ? 'is over' : `has all of its ${most} workers`}`, {
+    if (this.verdict instanceof BraidError) throw this.verdict;
+    if (this.members.size >= most) {
+      throw new BraidError('RUN_FULL', `run ${run} has all of its ${most} workers`, {
         remedy: 'Start one worker fewer, or a run with more replicas (cluster.replicas, cluster.maxReplicas).',
       });
     }
@@ -219,12 +225,12 @@ export class Membership {
     member.worker.close();
     this.options.onLeave(member, why, loss);
     const seat = this.current?.seats.find(({ id }) => id === member.id);
-    if (seat !== undefined && !this.over) this.current!.loss.abort(lossOf(seat, why));
+    if (seat !== undefined && this.verdict === null) this.current!.loss.abort(lossOf(seat, why));
     this.changed();
   }
 
   private lossOf({ member, ending }: { member: Member; ending: AbortController }): LossOfWorker | null {
-    if (this.over || member.leaving) return null;
+    if (this.verdict !== null || member.leaving) return null;
     const { reason } = ending.signal;
     return reason instanceof BraidError ? (reason.details.loss as LossOfWorker) : 'disconnected';
   }

@@ -1,6 +1,7 @@
 /** A run from its recipe to its summary. Everything that can be wrong is refused before anything is started. */
 import { randomBytes } from 'node:crypto';
-import { asBraidError, type BraidError } from '../core/errors.ts';
+import { once } from 'node:events';
+import { asBraidError, BraidError, isTemporary } from '../core/errors.ts';
 import { oneOf, sampled } from '../core/instruments.ts';
 import type { Log } from '../core/log.ts';
 import { COORDINATOR_METRICS, createMetrics, type LossOfWorker, type Metrics, type RunState } from '../core/metrics.ts';
@@ -30,7 +31,7 @@ import { Recorder } from './recorder.ts';
 import { checkpointToResume, requireNoCheckpoints } from './resume.ts';
 import { createRunFolder, type RunFolder, requireEmpty, runFolderAt, runNameIn } from './run-folder.ts';
 import { serve } from './service.ts';
-import { type Summary, summaryOf, writeSummary } from './summary.ts';
+import { readSummary, type Summary, summaryOf, writeSummary } from './summary.ts';
 import { Watch } from './watch.ts';
 
 export interface RunOptions {
@@ -45,8 +46,10 @@ export interface RunOptions {
   token?: string | null;
   /** runs/<name>: new or empty, unless resumed. */
   runFolder: string;
-  /** Go on from the run's newest checkpoint (true), or from the one of that name. */
+  /** Go on from the run's newest checkpoint, where there is a run (true), or from the one of that name. */
   resume: boolean | string;
+  /** When the run is done, go on telling how it ended, until `signal`. */
+  stay?: boolean;
   /** Ends the run well: the step under way is finished and a checkpoint written. */
   signal: AbortSignal;
   /** Ends the run at once. */
@@ -103,10 +106,14 @@ export async function runCoordinator(options: RunOptions, world: World = realWor
   const store = await openStore(place);
   const named = typeof options.resume === 'string' ? options.resume : null;
   const known = options.resume ? runNameIn(folder) : null;
-  // Workers may hold the state of a run that has not come to its first checkpoint.
-  const early = known !== null && named === null && (await store.list()).length === 0;
+  // Workers may hold the state of a run that has not come to its first checkpoint; and a first start may resume, too.
+  const early = named === null && (await store.list()).length === 0;
   const checkpoint = options.resume && !early ? await checkpointToResume(store, plan, named, log) : null;
   if (checkpoint === null) await requireNoCheckpoints(store);
+  if (options.resume && checkpoint === null && known === null) {
+    log.warn(`${folder.path} holds no run to go on with: this one begins`);
+  }
+  const finished = options.resume === true && checkpoint?.manifest.step === plan.steps ? readSummary(folder) : null;
   const given = recipe.training.initialWeights === null ? null : await readWeights(recipe.training.initialWeights);
   const run = checkpoint?.manifest.run ?? known ?? world.nameRun(recipe);
 
@@ -149,7 +156,8 @@ export async function runCoordinator(options: RunOptions, world: World = realWor
     },
   );
   let started: { group: Group; at: number } | null = null;
-  const ready = () => started !== null && membership.whole;
+  let over = finished !== null;
+  const ready = () => over || (started !== null && membership.whole);
   const http = await serveStatus({ ...recipe.metrics, registry: metrics.registry, ready });
   open.defer(http.close);
   const { healthPort } = recipe.metrics;
@@ -227,33 +235,45 @@ export async function runCoordinator(options: RunOptions, world: World = realWor
   log.info(`listening on ${service.address}`, { run, metrics: `http://${http.address}/metrics` });
   onEvent({ kind: 'listening', address: service.address, metrics: http.address, workers: plan.workers });
 
-  let reason: BraidError | undefined;
   try {
-    const last = await generations.train();
-    const { group, at } = started!;
-    const parameters = parameterCount((group as Group).variables);
-    const members = generations.seats;
-    const summary = summaryOf({
-      run,
-      plan,
-      members,
-      parameters,
-      seconds: now() - at,
-      recorder,
-      folder,
-      checkpoint: last,
-    });
-    writeSummary(summary);
+    const summary = finished ?? summaryAfter(await generations.train());
+    over = true;
+    membership.dismiss('done');
     onEvent({ kind: 'done', summary });
+    if (!hard.aborted) await stop(membership, run, plan.steps);
+    if (options.stay) await aborted(AbortSignal.any([signal, hard]));
     return summary;
   } catch (thrown) {
-    reason = asBraidError(thrown, signal.aborted || hard.aborted ? 'CANCELLED' : 'INTERNAL');
-    throw reason;
+    const error = asBraidError(thrown, signal.aborted || hard.aborted ? 'CANCELLED' : 'INTERNAL');
+    const comesBack = isTemporary(error, signal.reason);
+    membership.dismiss(comesBack ? away(error) : error);
+    // Whoever does not stop a worker that keeps its state finds it again.
+    if (error.code === 'CANCELLED' && !comesBack && !hard.aborted) await stop(membership, run, plan.steps);
+    throw error;
   } finally {
-    membership.dismiss();
-    if (!hard.aborted) await stop(membership, run, plan.steps);
-    membership.close(reason);
+    membership.close();
   }
+
+  function summaryAfter(last: string): Summary {
+    const { group, at } = started!;
+    const parameters = parameterCount(group.variables);
+    const members = generations.seats;
+    const seconds = now() - at;
+    const summary = summaryOf({ run, plan, members, parameters, seconds, recorder, folder, checkpoint: last });
+    writeSummary(summary);
+    return summary;
+  }
+}
+
+/** For workers: the coordinator ends, and is to be started again. */
+function away({ message, code }: BraidError): BraidError {
+  return code === 'WORKER_LOST'
+    ? new BraidError(code, message)
+    : new BraidError('WORKER_LOST', `the coordinator is away: ${message}`);
+}
+
+async function aborted(signal: AbortSignal): Promise<void> {
+  if (!signal.aborted) await once(signal, 'abort');
 }
 
 /** null: the same as before. */

@@ -1,5 +1,5 @@
 /** summary.json: what came out of a run. docs/summary.md has every field. */
-import { renameSync, writeFileSync } from 'node:fs';
+import { readFileSync, renameSync, writeFileSync } from 'node:fs';
 import { VERSION } from '../proto/version.ts';
 import type { ClassifierResult } from './evaluation.ts';
 import type { Losses } from './events.ts';
@@ -76,6 +76,15 @@ export function summaryOf({ run, plan, members, parameters, seconds, recorder, f
       summary: folder.summary,
     },
   };
+}
+
+/** Of a run that has finished; null where none has. */
+export function readSummary(folder: RunFolder): Summary | null {
+  try {
+    return JSON.parse(readFileSync(folder.summary, 'utf8'));
+  } catch {
+    return null;
+  }
 }
 
 export function writeSummary(summary: Summary): void {

@@ -4,6 +4,7 @@ export type ErrorCode =
   | 'INVALID_DATA' // a data set is missing, truncated or of another format
   | 'INVALID_CHECKPOINT' // a checkpoint is damaged, of another network, or of another version
   | 'SETUP' // the machine lacks something: a library, a tool, a port, disk space
+  | 'RUN_FULL' // every seat of the run is taken at the moment
   | 'CAPTURE' // an operation or a shape that the graph capture cannot record
   | 'DEVICE' // TensorFlow failed while running a phase
   | 'OUT_OF_MEMORY' // a device's memory does not hold the recipe's batch
@@ -44,6 +45,16 @@ export function asBraidError(thrown: unknown, code: ErrorCode = 'INTERNAL'): Bra
   if (thrown instanceof BraidError) return thrown;
   const message = thrown instanceof Error ? thrown.message : String(thrown);
   return new BraidError(code, message, { cause: thrown });
+}
+
+/**
+ * Whether a process that ends so should be started again as it was: workers were lost, no seat was free, or SIGTERM asked
+ * for the machine.
+ * @param asked why the end was asked for, where it was: an AbortSignal's reason
+ */
+export function isTemporary({ code }: BraidError, asked: unknown): boolean {
+  const signal = asked instanceof BraidError ? asked.details['signal'] : undefined;
+  return code === 'WORKER_LOST' || code === 'RUN_FULL' || (code === 'CANCELLED' && signal === 'SIGTERM');
 }
 
 /** The nearest of `names` to `given` by edit distance, or undefined when none is near enough to be a slip. */

@@ -144,7 +144,8 @@ export function isAddress(address: string): boolean {
   return (ipv6 === undefined ? name !== undefined : isIP(ipv6) === 6) && Number(port) > 0 && Number(port) <= 65_535;
 }
 
-function hostOf(address: string): string {
+/** @throws BraidError SETUP when it is none */
+export function hostOf(address: string): string {
   const colon = address.lastIndexOf(':');
   if (colon < 1 || !/^\d+$/.test(address.slice(colon + 1))) {
     throw new BraidError('SETUP', `${address} is not an address`, { remedy: 'Write host:port or unix:/path.' });

@@ -54,6 +54,7 @@ export interface JoinResponse {
   run: string;
   member: number;
   secret: string;
+  over: boolean;
 }
 
 export interface LeaveRequest {

@@ -119,6 +119,8 @@ export class FakeWorker implements WorkerService {
   private shardWeight = 0;
   private position: Position | null = null;
   private frozen = false;
+  /** What its membership has ended with; null: well, or not yet. */
+  why: BraidError | null = null;
   /** Resolves when its membership has ended. */
   readonly gone: Promise<void>;
   private readonly streams = new Map<Split, AsyncIterator<{ step: number; bytes: Uint8Array }>>();
@@ -151,8 +153,17 @@ export class FakeWorker implements WorkerService {
     this.secret = value!.secret;
     membership.next().then(
       () => this.die(), // dismissed
-      () => this.die(),
+      (error) => {
+        this.why = error;
+        this.die();
+      },
     );
+  }
+
+  /** Asks to be let go. */
+  async leave(): Promise<void> {
+    const run = this.prepared!.run;
+    await this.coordinator!.leave({ run, member: this.rank }, { signal: this.ending.signal });
   }
 
   /** Ends every connection at once. */

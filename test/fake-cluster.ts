@@ -1,5 +1,5 @@
 /** A whole cluster in one process, without TensorFlow: scripted workers (rig/fake-worker.ts). For tests of the coordinator. */
-import { mkdtempSync, rmSync } from 'node:fs';
+import { mkdtempSync, readdirSync, readFileSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import type { RunEvent } from '../coordinator/events.ts';
@@ -40,6 +40,12 @@ export function smallRecipe(changes: Record<string, unknown> = {}): Recipe {
     metrics: { logEverySteps: 2 },
   };
   return checkRecipe(merge(base, changes));
+}
+
+export function lastCheckpoint(folder: string): { name: string; model: Buffer; optimizer: Buffer } {
+  const name = readdirSync(join(folder, 'checkpoints')).sort().at(-1)!;
+  const read = (file: string) => readFileSync(join(folder, 'checkpoints', name, file));
+  return { name, model: read('model.safetensors'), optimizer: read('optimizer.safetensors') };
 }
 
 export interface ClusterOptions {

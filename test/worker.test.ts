@@ -24,6 +24,7 @@ import type {
 } from '../proto/messages.ts';
 import { collect, parts } from '../proto/parts.ts';
 import { VERSION } from '../proto/version.ts';
+import { freePort } from '../rig/free-port.ts';
 import { runWorker } from '../worker/worker.ts';
 
 const never = new AbortController().signal;
@@ -166,6 +167,8 @@ interface WorldOptions {
   /** Changes what a shard says. */
   distort?(shard: EncodedShard): EncodedShard;
   refuse?: BraidError;
+  /** The run is over when they come. */
+  done?: boolean;
   signal?: AbortSignal;
 }
 
@@ -174,7 +177,7 @@ function stamp(step: number, generation = 1): StepRequest {
 }
 
 async function world(options: WorldOptions): Promise<World> {
-  const { workers, distort = (s) => s, refuse, branches = false } = options;
+  const { workers, distort = (s) => s, refuse, branches = false, done = false } = options;
   const asked: ShardsRequest[] = [];
   const over = new AbortController();
   const joins: JoinRequest[] = [];
@@ -184,7 +187,8 @@ async function world(options: WorldOptions): Promise<World> {
     async *join(request, { signal }) {
       if (refuse !== undefined) throw refuse;
       const rank = joins.push(request) - 1;
-      yield { run: RUN, member: rank, secret: SECRET };
+      yield { run: RUN, member: rank, secret: SECRET, over: done };
+      if (done) return;
       arrived[rank]!.resolve();
       await new Promise<void>((resolve) => {
         signal.addEventListener('abort', () => resolve());
@@ -644,6 +648,37 @@ serial('over TCP a worker listens on the address it was given, and is refused on
   });
   const beside = { ...options, coordinator: 'unix:/x', listen: '127.0.0.1:0' };
   await t.throwsAsync(runWorker({ ...beside, log: silentLog }), { code: 'SETUP', message: /--listen/ });
+  const named = { ...options, coordinator: 'unix:/x', advertise: 'worker-0.example' };
+  await t.throwsAsync(runWorker({ ...named, log: silentLog }), { code: 'SETUP', message: /--advertise/ });
+});
+
+serial('a worker is reached by the host it advertises, at the ports it listens on', async (t) => {
+  const offered = Promise.withResolvers<JoinRequest>();
+  const server = new Server(serverOptions);
+  const unused = () => Promise.reject(new BraidError('INTERNAL', 'not asked for'));
+  implement(server, coordinatorService, {
+    async *join(request) {
+      offered.resolve(request);
+      yield { run: RUN, member: 0, secret: SECRET, over: true };
+    },
+    leave: unused,
+    watch: unused,
+    async *shards() {},
+  });
+  const coordinator = await listen(server, '127.0.0.1:0');
+  const exchangePort = await freePort();
+  const advertise = 'worker-0.braid.example';
+  const options = { coordinator, advertise, exchangePort, threads: 1, signal: never, log: silentLog };
+  await runWorker({ ...options, listen: '127.0.0.1:0' });
+  const { address, exchangeAddress } = await offered.promise;
+  t.regex(address, /^worker-0\.braid\.example:[1-9]\d*$/);
+  t.is(exchangeAddress, `worker-0.braid.example:${exchangePort}`);
+  server.forceShutdown();
+});
+
+serial('a worker that comes when the run is done ends well, at once', async (t) => {
+  await using w = await world({ workers: 1, done: true });
+  await t.notThrowsAsync(w.members[0]!.life);
 });
 
 serial('nothing is left in the temporary folder', (t) => {

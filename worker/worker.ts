@@ -18,7 +18,7 @@ import { serveStatus } from '../core/status-server.ts';
 import { Device, type DeviceOptions, deviceName } from '../nn/device.ts';
 import { guarded } from '../proto/access.ts';
 import { connect } from '../proto/calls.ts';
-import { isUnix, listen, requireUnexposed, warnOfExposure } from '../proto/channel.ts';
+import { hostOf, isUnix, listen, requireUnexposed, warnOfExposure } from '../proto/channel.ts';
 import { implement } from '../proto/handlers.ts';
 import { serveHealth } from '../proto/health.ts';
 import { coordinatorService, workerService } from '../proto/load.ts';
@@ -34,8 +34,12 @@ import { Tracing } from './tracing.ts';
 export interface WorkerOptions {
   /** Where to join: "unix:/path" or "host:port". */
   coordinator: string;
-  /** Where the coordinator and other workers reach this one: "host:port", port 0 for any. Not with a unix: coordinator. */
+  /** Where this worker listens: "host:port", port 0 for any. Not with a unix: coordinator. */
   listen?: string;
+  /** The host that the coordinator and other workers reach it by, where that is another than it listens on. */
+  advertise?: string;
+  /** Port of the gradient exchange, on the same host; default: any free one. */
+  exchangePort?: number;
   /** Listen also where other machines can connect, unencrypted. */
   insecure?: boolean;
   /** Who this process is to the coordinator and to other workers, and they to it; null: nothing is encrypted. */
@@ -147,8 +151,8 @@ export async function runWorker(options: WorkerOptions): Promise<void> {
 
   const offer = {
     version: VERSION,
-    address,
-    exchangeAddress: exchange.address,
+    address: reachedBy(address, options.advertise),
+    exchangeAddress: reachedBy(exchange.address, options.advertise),
     host: hostname(),
     pid: process.pid,
     threads,
@@ -175,6 +179,7 @@ export async function runWorker(options: WorkerOptions): Promise<void> {
       await client.ready({ signal: over, timeoutMs });
       for await (const response of client.join({ ...offer, generation: service.generation }, { signal: over })) {
         requireSoundMembership(response);
+        if (response.over) return log.info(`run ${response.run} is done already`);
         joined = response;
         const { run, member } = response;
         lost = null;
@@ -204,19 +209,27 @@ export async function runWorker(options: WorkerOptions): Promise<void> {
 }
 
 /** Beside the coordinator on this machine: sockets in a private folder. Elsewhere: TCP. */
-function addresses({ coordinator, listen: wanted }: WorkerOptions, open: AsyncDisposableStack) {
+function addresses({ coordinator, listen, advertise, exchangePort }: WorkerOptions, open: AsyncDisposableStack) {
   if (!isUnix(coordinator)) {
-    const address = wanted ?? '127.0.0.1:0';
-    return { service: address, exchange: `${address.slice(0, address.lastIndexOf(':'))}:0` };
+    const address = listen ?? '127.0.0.1:0';
+    return { service: address, exchange: `${hostOf(address)}:${exchangePort ?? 0}` };
   }
-  if (wanted !== undefined) {
-    throw new BraidError('SETUP', `--listen ${wanted} with a coordinator at ${coordinator}`, {
-      remedy: 'A coordinator at a unix: path has all its workers on its machine: leave --listen out.',
+  const [option] = Object.entries({ listen, advertise, 'exchange-port': exchangePort }).filter(
+    ([, v]) => v !== undefined,
+  );
+  if (option !== undefined) {
+    throw new BraidError('SETUP', `--${option[0]} ${option[1]} with a coordinator at ${coordinator}`, {
+      remedy: `A coordinator at a unix: path has all its workers on its machine: leave --${option[0]} out.`,
     });
   }
   const folder = mkdtempSync(join(tmpdir(), 'braid-worker-'));
   open.defer(() => rmSync(folder, { recursive: true, force: true }));
   return { service: `unix:${join(folder, 'service')}`, exchange: `unix:${join(folder, 'exchange')}` };
+}
+
+/** An address as others write it. @param host null: the one that is listened on */
+function reachedBy(address: string, host: string | undefined): string {
+  return host === undefined ? address : `${host}${address.slice(address.lastIndexOf(':'))}`;
 }
 
 async function shutdown(server: Server): Promise<void> {
