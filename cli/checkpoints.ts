@@ -16,13 +16,13 @@ import { parse } from './options.ts';
 
 const USAGE = `braid checkpoints list <run folder | s3://bucket/prefix>
 braid checkpoints verify <run folder | s3://bucket/prefix>   read every byte
-braid checkpoints prune <run folder | s3://bucket/prefix> --keep <n> [--keep-every <steps>] [--dry-run]`;
+braid checkpoints prune <run folder | s3://bucket/prefix> [--keep <n>] [--keep-every <steps>] [--dry-run]   default: as its recipe says`;
 
 const PRUNE_OPTIONS = {
-  /** The newest so many stay. */
+  /** The newest so many stay. Of a run's folder its recipe says it otherwise, and what follows too. */
   keep: { type: 'string' },
   /** Those after a multiple of so many steps stay, too. */
-  'keep-every': { type: 'string', default: '0' },
+  'keep-every': { type: 'string' },
   /** Say what would be removed, and remove nothing. */
   'dry-run': { type: 'boolean', default: false },
 } as const;
@@ -36,12 +36,8 @@ export async function checkpoints([command, ...argv]: string[]): Promise<number>
       return verify(await storeOf(command, parse('checkpoints verify', argv, {}, USAGE).positionals));
     case 'prune': {
       const { values, positionals } = parse('checkpoints prune', argv, PRUNE_OPTIONS, USAGE);
-      if (values.keep === undefined) throw wrong('checkpoints prune: --keep is missing');
-      const keeping = {
-        keep: count('--keep', values.keep, 1),
-        keepEverySteps: count('--keep-every', values['keep-every'], 0),
-      };
-      return prune(await storeOf(command, positionals), keeping, values['dry-run']);
+      const store = await storeOf(command, positionals);
+      return prune(store, keepingOf(positionals[0]!, values.keep, values['keep-every']), values['dry-run']);
     }
     default:
       throw wrong(command === undefined ? 'checkpoints: no command' : `checkpoints: unknown command ${command}`);
@@ -88,12 +84,22 @@ async function verify(store: CheckpointStore): Promise<number> {
   return broken === 0 ? 0 : 1;
 }
 
+interface Keeping {
+  keep: number;
+  keepEverySteps: number;
+}
+
+/** What the command says comes before what the recipe of a run's folder says. */
+function keepingOf(where: string, keep: string | undefined, keepEvery: string | undefined): Keeping {
+  const planned = isUrl(where) ? null : loadRecipe(runFolderAt(where).recipe).checkpoint;
+  const kept = keep === undefined ? planned?.keep : count('--keep', keep, 1);
+  if (kept === undefined) throw wrong('checkpoints prune: --keep is missing, and a URL has no recipe that says it');
+  const keptEvery = keepEvery === undefined ? planned?.keepEverySteps : count('--keep-every', keepEvery, 0);
+  return { keep: kept, keepEverySteps: keptEvery ?? 0 };
+}
+
 /** One that is not whole is left alone: it does not count as one that is kept. */
-async function prune(
-  store: CheckpointStore,
-  keeping: { keep: number; keepEverySteps: number },
-  dryRun: boolean,
-): Promise<number> {
+async function prune(store: CheckpointStore, keeping: Keeping, dryRun: boolean): Promise<number> {
   const whole: StoredCheckpoint[] = [];
   for (const stored of await listed(store)) {
     const { problem } = await lookAt(store, stored);
@@ -142,9 +148,13 @@ async function storeOf(command: string, positionals: string[]): Promise<Checkpoi
 
 /** A run's recipe knows where its checkpoints are; of a bare URL the environment tells the rest. */
 function placeAt(where: string): Place {
-  if (where.startsWith('s3://')) return { kind: 's3', url: where, endpoint: null, region: null, pathStyle: null };
+  if (isUrl(where)) return { kind: 's3', url: where, endpoint: null, region: null, pathStyle: null };
   const folder = runFolderAt(where);
   return placeOf(loadRecipe(folder.recipe), folder);
+}
+
+function isUrl(where: string): boolean {
+  return where.startsWith('s3://');
 }
 
 function within({ path }: StoredCheckpoint, { message }: BraidError): string {

@@ -69,13 +69,24 @@ test('prune keeps the newest whole ones and the multiples, and removes nothing i
   t.deepEqual(names(), ['step-00000020', 'step-00000030', 'step-00000040']);
 });
 
+test('prune goes by the recipe of the run where the command says nothing', async (t) => {
+  await using folder = temporaryFolder();
+  const { path, names } = await run(folder);
+  const recipe = smallRecipe();
+  const checkpoint = { ...recipe.checkpoint, keep: 2, everySteps: 10, keepEverySteps: 20 };
+  folder.write('run/recipe.yaml', formatRecipe({ ...recipe, checkpoint }));
+  t.regex(braid('checkpoints', 'prune', path, '--dry-run').stdout, /would remove {3}step-00000010\n3 of 4 stay/);
+  t.regex(braid('checkpoints', 'prune', path, '--keep-every', '0').stdout, /2 of 4 stay/);
+  t.deepEqual(names(), ['step-00000030', 'step-00000040']);
+});
+
 for (const [argv, message] of [
   [[], /checkpoints: no command/],
   [['lst', '.'], /checkpoints: unknown command lst/],
   [['list'], /checkpoints list: 0 places, expected one/],
   [['list', '/nowhere'], /cannot read the recipe \/nowhere\/recipe\.yaml/],
-  [['prune', '.'], /checkpoints prune: --keep is missing/],
-  [['prune', '.', '--keep', '0'], /checkpoints prune: --keep 0 is not a whole number from 1/],
+  [['prune', 's3://bucket/run'], /checkpoints prune: --keep is missing, and a URL has no recipe/],
+  [['prune', 's3://bucket/run', '--keep', '0'], /checkpoints prune: --keep 0 is not a whole number from 1/],
   [['prune', '.', '--keep', '1', '--keep-evry', '2'], /did you mean --keep-every\?/],
 ] as [string[], RegExp][]) {
   test(`braid checkpoints ${argv.join(' ')} says what is wrong`, (t) => {
