@@ -1,6 +1,7 @@
 /**
  * `npm run bench -- [step|imagenet|cluster|allreduce|input] [--json] [--rounds N] [--steps N] [--data folder]`: Braid against PyTorch
- * on this machine. `... soak [--seconds N] [--seed S]` and `... scale [--steps N]`: what has no peer. docs/bench.md has them all.
+ * on this machine. `... soak [--seconds N] [--seed S]`, `... scale [--steps N]` and
+ * `... plan`: what has no peer. docs/bench.md has them all.
  *
  * Contenders take turns in short rounds and never run at the same time; figures are medians, ratios are braid / peer.
  * Progress goes to stderr, results to stdout: with --json a line each.
@@ -15,6 +16,7 @@ import { benchSplit, benchTogether, prepareCluster } from './cluster.ts';
 import { benchImageNetTogether } from './imagenet.ts';
 import { benchInput, jpegsIn } from './input.ts';
 import { peerPython } from './peers/venv.ts';
+import { benchPlan } from './plan.ts';
 import { asJson, asText, type Comparison, type Measurement, measurementAsJson, tableOf } from './report.ts';
 import { benchScale } from './scale.ts';
 import { benchSoak } from './soak.ts';
@@ -22,7 +24,7 @@ import { benchStep, type Rounds } from './step.ts';
 
 const BESIDE_PEERS = ['step', 'imagenet', 'cluster', 'allreduce', 'input'] as const;
 /** Of Braid alone: only when they are named. */
-const ALONE = ['soak', 'scale'] as const;
+const ALONE = ['soak', 'scale', 'plan'] as const;
 const BENCHES = [...BESIDE_PEERS, ...ALONE] as const;
 type Bench = (typeof BENCHES)[number];
 
@@ -36,6 +38,7 @@ const DEFAULTS: Record<(typeof BESIDE_PEERS)[number], Rounds> = {
 };
 const SOAK = { seconds: 900, seed: 1 };
 const SCALE_STEPS = 30;
+const PLAN: Rounds = { rounds: 3, steps: 10 };
 
 /**
  * @param orderly ends a soak before its time
@@ -55,6 +58,7 @@ export async function bench(argv: string[], { orderly }: { orderly: AbortSignal 
   };
   if (benches.includes('soak')) showAll([await benchSoak({ ...SOAK, ...soak, signal: orderly, say })]);
   if (benches.includes('scale')) showAll(await benchScale({ steps: given.steps ?? SCALE_STEPS, say }));
+  if (benches.includes('plan')) showAll(await benchPlan({ ...PLAN, ...given, say }));
   if (benches.some((name) => BESIDE_PEERS.includes(name as (typeof BESIDE_PEERS)[number]))) {
     await besidePeers({ benches, given, data, say, show });
   }
@@ -166,6 +170,6 @@ function parsed(argv: string[]) {
 function wrongFlag(message: string): BraidError {
   return new BraidError('INVALID_RECIPE', `bench: ${message}`, {
     remedy:
-      'npm run bench -- [step|imagenet|cluster|allreduce|input] [--json] [--rounds N] [--steps N] [--data folder], soak [--seconds N] [--seed S], or scale [--steps N]',
+      'npm run bench -- [step|imagenet|cluster|allreduce|input] [--json] [--rounds N] [--steps N] [--data folder], soak [--seconds N] [--seed S], scale [--steps N], or plan [--rounds N] [--steps N]',
   });
 }

@@ -20,7 +20,7 @@ export interface Comparison {
 
 /** What is measured of Braid alone: there is no peer, and no bar. */
 export interface Measurement {
-  bench: 'soak' | 'scale';
+  bench: 'soak' | 'scale' | 'plan';
   case: string;
   /** By name, which says the unit. */
   figures: Record<string, number>;

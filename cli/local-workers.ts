@@ -5,7 +5,7 @@ import { closeSync, mkdtempSync, openSync, readFileSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { BraidError } from '../core/errors.ts';
-import { gpuModels } from '../nn/device.ts';
+import { environmentOf } from '../nn/device.ts';
 
 const GRACE_MS = 5_000; // for a worker to leave by itself, once told
 const LOG_TAIL_LINES = 15;
@@ -79,7 +79,7 @@ export class LocalWorkers {
     const child = spawn(process.execPath, [MAIN, 'worker', ...argv], {
       stdio: ['ignore', log, log, 'ipc'],
       detached: true,
-      env: { ...process.env, TMPDIR: folder, ...gpuOf(i) },
+      env: { ...process.env, TMPDIR: folder, ...environmentOf(i) },
     });
     closeSync(log);
     child.once('exit', (code, signal) => this.onExit(i, file, code, signal));
@@ -100,10 +100,4 @@ export class LocalWorkers {
       }),
     );
   }
-}
-
-/** One GPU a worker, as far as there are GPUs; set before TensorFlow loads, since the addon cannot choose one. */
-function gpuOf(worker: number): Record<string, string> {
-  const gpus = gpuModels().length;
-  return gpus === 0 ? {} : { CUDA_VISIBLE_DEVICES: String(worker % gpus) };
 }

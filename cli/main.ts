@@ -25,6 +25,10 @@ const COMMANDS: Record<string, Command> = {
   certs: { about: 'certificates for --tls, for development', load: async () => (await import('./certs.ts')).certs },
   status: { about: 'how a running cluster is doing', load: async () => (await import('./status.ts')).status },
   config: { about: 'a recipe with every value resolved', load: async () => (await import('./config.ts')).config },
+  plan: {
+    about: 'what a cluster would make of a recipe, predicted',
+    load: async () => (await import('./plan.ts')).plan,
+  },
   data: {
     about: 'fetch, index and check data sets',
     load: async () => async (argv, interrupts) => (await import('./data.ts')).data(argv, interrupts.orderly),

@@ -19,9 +19,9 @@ import { requireIdentical } from './replicas.ts';
 /** The method's threads take two cores each when they are busy: one for TensorFlow, one for what comes and goes. */
 const CORES_A_THREAD = 2;
 
-/** How many threads the method has, for so many replicas. */
-export function methodThreadsOf({ cluster }: Recipe, replicas: number): number {
-  const wanted = cluster.methodThreads ?? Math.floor(availableParallelism() / CORES_A_THREAD);
+/** How many threads the method has, for so many replicas, on a coordinator of so many cores. */
+export function methodThreadsOf({ cluster }: Recipe, replicas: number, cores = availableParallelism()): number {
+  const wanted = cluster.methodThreads ?? Math.floor(cores / CORES_A_THREAD);
   return Math.min(replicas, Math.max(1, wanted));
 }
 

@@ -149,10 +149,27 @@ export function gpuModels(): string[] {
   }
 }
 
+/**
+ * The GPUs that this process may see, as CUDA_VISIBLE_DEVICES calls them: by index, or "GPU-..." and "MIG-..." by UUID. As CUDA
+ * does, it stops at the first that is not there: "" and "-1" hide all.
+ */
+export function visibleGpus(chosen = process.env.CUDA_VISIBLE_DEVICES, models = gpuModels()): string[] {
+  if (chosen === undefined) return models.map((_, index) => String(index));
+  const names = models.length === 0 ? [] : chosen.split(',').map((name) => name.trim());
+  const isThere = (name: string) => (/^\d+$/.test(name) ? Number(name) < models.length : /^(GPU|MIG)-/.test(name));
+  const end = names.findIndex((name) => !isThere(name));
+  return end === -1 ? names : names.slice(0, end);
+}
+
+/** The environment of the `worker`th worker process of this machine: one GPU each, in turn; set before TensorFlow loads. */
+export function environmentOf(worker: number, visible = visibleGpus()): Record<string, string> {
+  return visible.length === 0 ? {} : { CUDA_VISIBLE_DEVICES: visible[worker % visible.length]! };
+}
+
 /** The device of this process: the first GPU that it may see, or the CPU. */
-export function deviceName(): string {
-  const first = Number(process.env['CUDA_VISIBLE_DEVICES']?.split(',')[0] ?? 0);
-  return gpuModels()[first] ?? 'CPU';
+export function deviceName(visible = visibleGpus(), models = gpuModels()): string {
+  const [first] = visible;
+  return first === undefined ? 'CPU' : (models[Number(first)] ?? models[0] ?? 'GPU'); // a UUID: GPUs of a machine are alike
 }
 
 /** Memory that this process's device has left, in bytes; null: not known. The GPU's has not been run on one yet. */

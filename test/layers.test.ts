@@ -14,9 +14,10 @@ const ARROWS: Record<string, string[]> = {
   input: ['core'],
   worker: ['nn', 'proto', 'input', 'core'],
   coordinator: ['nn', 'proto', 'input', 'core'],
+  sizing: ['coordinator', 'nn', 'proto', 'input', 'core'],
   compare: ['coordinator', 'nn', 'proto', 'input', 'core'],
   // setup: cli/doctor.ts only, since the doctor must run where nothing is set up yet. bench: the command that runs it.
-  cli: ['compare', 'coordinator', 'worker', 'nn', 'proto', 'input', 'core', 'setup', 'bench'],
+  cli: ['compare', 'sizing', 'coordinator', 'worker', 'nn', 'proto', 'input', 'core', 'setup', 'bench'],
   setup: [],
 };
 

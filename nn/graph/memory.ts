@@ -28,6 +28,23 @@ export function phaseMemory(graph: Graph): Map<string, PhaseMemory> {
   );
 }
 
+/** Bytes that each phase moves: what every node reads and writes. Caches make it less, and fused kernels. */
+export function phaseTraffic(graph: Graph): Map<string, number> {
+  const nodes = Map.groupBy(graph.nodes, ({ name }) => graph.phaseOf.get(name) ?? null);
+  const sizeOf = (edge: string) => graph.bytes.get(edge) ?? 0;
+  const trafficOf = ({ name, op, inputs }: NodeDef) => {
+    if (ALIASES.has(op) || op === 'Const') return 0;
+    const results = [name, ...OTHER_RESULTS.map((at) => `${name}:${at}`)];
+    return [...inputs, ...results].reduce((sum, edge) => sum + sizeOf(edge), 0);
+  };
+  return new Map(
+    Object.keys(graph.phases).map((phase) => [
+      phase,
+      (nodes.get(phase) ?? []).reduce((sum, node) => sum + trafficOf(node), 0),
+    ]),
+  );
+}
+
 function memoryOf(nodes: NodeDef[], bytes: Graph['bytes'], fetched: Set<string>): PhaseMemory {
   const roots = new Map<string, string>();
   const rootOf = (edge: string) => roots.get(edge) ?? edge;
