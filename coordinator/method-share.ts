@@ -5,7 +5,7 @@
  */
 import { BraidError } from '../core/errors.ts';
 import type { Device, Program } from '../nn/device.ts';
-import { applyPhase, trainingPhase } from '../nn/phases.ts';
+import { applyPhase, SLOTS, trainingPhase } from '../nn/phases.ts';
 import { type Connection, connect } from '../proto/calls.ts';
 import { workerService } from '../proto/load.ts';
 import type { Call, ForwardRequest, StepRequest, WorkerService } from '../proto/messages.ts';
@@ -38,6 +38,9 @@ export interface ShareGeneration {
 export interface FuseRequest {
   round: number;
   distillWeight: number;
+  /** Which micro-batch of their shards it is. */
+  microBatch: number;
+  /** Those that have it. `shardWeight`: its samples over the global batch's. */
   shards: { replica: number; labels: Int32Array; shardWeight: number }[];
 }
 
@@ -70,8 +73,8 @@ export class MethodShare implements Share {
   private generation: ShareGeneration | null = null;
   /** By rank, as what follows. */
   private readonly workers = new Map<number, Connection<WorkerService>>();
-  /** Reused from step to step: a step's outputs have been used up when the next one's come. */
-  private readonly outputs = new Map<number, Uint8Array>();
+  /** By slot and rank, reused: outputs have been used up when the next ones of their slot come. */
+  private readonly outputs = Array.from({ length: SLOTS }, () => new Map<number, Uint8Array>());
   /** Between fuse and scatter; none for a branch that does not learn. */
   private readonly cotangents = new Map<number, Float32Array>();
 
@@ -97,26 +100,32 @@ export class MethodShare implements Share {
   }
 
   async gather({ rank, elements, forward }: Parameters<Share['gather']>[0], call: Call): Promise<number> {
-    const { run, generation, step } = forward;
-    const memory = this.outputs.get(rank);
+    const { run, generation, step, microBatch } = forward;
+    const outputs = this.outputs[microBatch % SLOTS]!;
+    const memory = outputs.get(rank);
     const into = memory?.length === 4 * elements ? { into: memory } : {};
     const options = { maxBytes: 4 * elements, expect: { run, generation, step }, ...into };
     const bytes = await collect(this.workers.get(rank)!.forward(forward, call), options);
     if (bytes.length !== 4 * elements) {
       throw new BraidError('PROTOCOL', `worker ${rank} answered ${bytes.length} bytes of outputs, not ${4 * elements}`);
     }
-    this.outputs.set(rank, bytes);
+    outputs.set(rank, bytes);
     return bytes.length;
   }
 
-  async fuse({ round, distillWeight, shards }: FuseRequest): Promise<Float32Array[]> {
+  async fuse({ round, distillWeight, microBatch, shards }: FuseRequest): Promise<Float32Array[]> {
     const losses: Float32Array[] = [];
     const { gradientLength } = this.program.rounds[round]!;
     for (const { replica, labels, shardWeight } of shards) {
-      const feeds = { ...this.outputsOf(replica), labels, distillWeight, shardWeight };
+      const feeds = { ...this.outputsOf(replica, microBatch), labels, distillWeight, shardWeight };
       const gradient = this.generation!.gradients[replica]!.subarray(0, gradientLength);
-      const into = gradientLength > 0 ? { gradient } : {};
+      const into = gradientLength > 0 && microBatch === 0 ? { gradient } : {};
       const fused = await this.device.run(trainingPhase('fuse', round, labels.length), feeds, into);
+      if (gradientLength > 0 && microBatch > 0) {
+        fused.gradient!.forEach((g, i) => {
+          gradient[i]! += g;
+        });
+      }
       losses.push(fused.losses!);
       for (const [branch, rank] of this.ranksOf(replica).entries()) {
         const cotangents = fused[`cotangents.${branch}`];
@@ -156,7 +165,7 @@ export class MethodShare implements Share {
   }
 
   async evaluate({ replica, labels }: Parameters<Share['evaluate']>[0]): Promise<Float32Array> {
-    const { scores } = await this.device.run('evaluate', { ...this.outputsOf(replica), labels });
+    const { scores } = await this.device.run('evaluate', { ...this.outputsOf(replica, 0), labels });
     return scores!;
   }
 
@@ -186,8 +195,9 @@ export class MethodShare implements Share {
     return Array.from({ length: this.branches }, (_, branch) => replica * this.branches + branch);
   }
 
-  private outputsOf(replica: number): Record<string, Float32Array> {
-    const named = this.ranksOf(replica).map((rank, k) => [`outputs.${k}`, floatsOf(this.outputs.get(rank)!)]);
+  private outputsOf(replica: number, microBatch: number): Record<string, Float32Array> {
+    const outputs = this.outputs[microBatch % SLOTS]!;
+    const named = this.ranksOf(replica).map((rank, k) => [`outputs.${k}`, floatsOf(outputs.get(rank)!)]);
     return Object.fromEntries(named);
   }
 }

@@ -12,7 +12,7 @@ import type { Crew } from './crew.ts';
 import type { Losses } from './events.ts';
 import type { FlatState, NetworkState } from './group.ts';
 import { openShare } from './method-link.ts';
-import type { Share, Trust } from './method-share.ts';
+import type { FuseRequest, Share, Trust } from './method-share.ts';
 import type { Plan, Update } from './plan.ts';
 import { requireIdentical } from './replicas.ts';
 
@@ -77,27 +77,26 @@ export class Method {
   }
 
   /**
-   * Losses and cotangents of what has been gathered.
-   * @param labels by replica, i32[n]   @returns losses over the global batch
+   * Losses and cotangents of a micro-batch that has been gathered.
+   * @param shards in replica order: those that have it   @returns its part of the losses over the global batch
    */
-  async fuse({ round, shardWeights, distillWeight }: Update, labels: Int32Array[]): Promise<Losses> {
-    const shards = labels.map((own, replica) => ({ replica, labels: own, shardWeight: shardWeights[replica]! }));
+  async fuse({ round, distillWeight }: Update, microBatch: number, shards: FuseRequest['shards']): Promise<Losses> {
     this.norm = null;
-    const byReplica: Float32Array[] = [];
+    const answered = new Map<number, Float32Array>();
     await this.each(async (share) => {
       const own = shards.filter(({ replica }) => this.of(replica) === share);
-      const answers = await share.fuse({ round, distillWeight, shards: own }, WHOLE);
+      const answers = await share.fuse({ round, distillWeight, microBatch, shards: own }, WHOLE);
       own.forEach(({ replica }, i) => {
-        byReplica[replica] = answers[i]!;
+        answered.set(replica, answers[i]!);
       });
     });
     const names = this.program.rounds[round]!.losses;
     const losses: Losses = {};
-    byReplica.forEach((values, replica) => {
+    for (const { replica, shardWeight } of shards) {
       names.forEach((name, i) => {
-        losses[name] = (losses[name] ?? 0) + shardWeights[replica]! * values[i]!;
+        losses[name] = (losses[name] ?? 0) + shardWeight * answered.get(replica)![i]!;
       });
-    });
+    }
     return losses;
   }
 

@@ -1,11 +1,13 @@
 /** Placement `split`: every worker owns one branch of one replica, the coordinator hosts the method. */
 import { createHash } from 'node:crypto';
 import { BraidError } from '../core/errors.ts';
+import { distinctMicroSizes, microSizes, shardBounds } from '../core/sampler.ts';
 import { addScores, type Score } from '../nn/scores.ts';
 import { fromTensors, type VariableSpec } from '../nn/variables.ts';
 import type { Call, ForwardRequest, Position } from '../proto/messages.ts';
 import { collect, parts } from '../proto/parts.ts';
 import type { Crew } from './crew.ts';
+import type { Losses } from './events.ts';
 import type { FlatState, Group, NetworkState } from './group.ts';
 import { inspectShards, labelsWith } from './inspect.ts';
 import type { Seat } from './membership.ts';
@@ -57,12 +59,15 @@ class Split implements Group {
   /** By branch. */
   private readonly programs: Prepared[];
   readonly held: (Position | null)[];
+  /** Of micro-batches, descending: what the programs' outputLengths are for. */
+  private readonly sizes: number[];
 
   /** @param programs by rank */
   constructor(crew: Crew, plan: Plan, shards: Shards, method: Method, programs: Prepared[]) {
     this.crew = crew;
     this.plan = plan;
     this.shards = shards;
+    this.sizes = distinctMicroSizes(plan.shardSizes, plan.recipe.training.microBatches);
     this.method = method;
     this.held = programs.map((program) => program.held ?? null);
     this.programs = programs.slice(0, plan.branches);
@@ -70,27 +75,59 @@ class Split implements Group {
     this.variables = [...new Map(all.map((variable) => [variable.name, variable])).values()];
   }
 
+  /** While the method has one micro-batch, workers compute the next one; each is backward as soon as it can but the last. */
   async forward(update: Update, signal: AbortSignal) {
-    await this.gather(update, signal);
+    const sizes = this.microSizes(update);
+    const count = Math.max(...sizes.map(({ length }) => length));
+    await this.gather(update, 0, signal);
     // All branches of a replica leave the same samples out.
     const first = this.crew.members.filter(({ rank }) => this.branchOf(rank) === 0);
     const bad = await inspectShards(this.crew, this.plan.recipe, update.step, signal, first);
     const labels = first.map((_, replica) =>
       labelsWith(bad[replica] ?? [], this.shards.labels('SPLIT_TRAIN', update.step, replica)),
     );
-    const losses = await this.crew.meter.time('method', () => this.method.fuse(update, labels));
+    const losses: Losses = {};
+    for (let microBatch = 0; microBatch < count; microBatch++) {
+      const shards = sizes.flatMap((own, replica) => {
+        const size = own[microBatch];
+        if (size === undefined) return [];
+        const [start, end] = shardBounds(labels[replica]!.length, own.length, microBatch);
+        return { replica, labels: labels[replica]!.slice(start, end), shardWeight: size / update.samples };
+      });
+      const last = microBatch + 1 === count;
+      const [fused] = await bothDone(
+        this.crew.meter.time('method', () => this.method.fuse(update, microBatch, shards)),
+        last ? Promise.resolve() : this.gather(update, microBatch + 1, signal),
+      );
+      for (const [name, loss] of Object.entries(fused)) losses[name] = (losses[name] ?? 0) + loss;
+      if (!last) await this.scatter(update, microBatch, signal);
+    }
     return { losses, bad: bad.flat() };
   }
 
-  async backward({ step, round, shardWeights, samples }: Update, signal: AbortSignal): Promise<void> {
+  async backward(update: Update, signal: AbortSignal): Promise<void> {
+    await this.scatter(update, Math.max(...this.microSizes(update).map(({ length }) => length)) - 1, signal);
+  }
+
+  /** Cotangents of a micro-batch to everybody who has it. */
+  private async scatter(update: Update, microBatch: number, signal: AbortSignal): Promise<void> {
+    const { step, round } = update;
+    const sizes = this.microSizes(update);
     await this.crew.each('backward', step, signal, async ({ rank }, call) => {
       const program = this.programs[this.branchOf(rank)]!;
-      if (program.rounds[round]!.gradientLength === 0) return;
       const replica = this.replicaOf(rank);
-      const elements = program.outputLengths[this.shardSize(shardWeights[replica]!, samples)]!;
+      const size = sizes[replica]![microBatch];
+      if (size === undefined || program.rounds[round]!.gradientLength === 0) return;
+      const elements = program.outputLengths[this.sizes.indexOf(size)]!;
       const bytes = await this.method.of(replica).scatter({ rank, elements, stamp: this.crew.stamp(step) }, call);
       this.crew.meter.moved('cotangents', 'received', bytes);
     });
+  }
+
+  /** @returns [replica][micro-batch]: samples */
+  private microSizes({ shardWeights, samples }: Update): number[][] {
+    const { microBatches } = this.plan.recipe.training;
+    return shardWeights.map((weight) => microSizes(Math.round(weight * samples), microBatches));
   }
 
   async reduce(update: Update, signal: AbortSignal): Promise<number> {
@@ -201,24 +238,23 @@ class Split implements Group {
     );
   }
 
-  /** Every branch's outputs on the step's shards, into the method's memory. */
-  private async gather({ step, shardWeights, samples, round }: Update, signal: AbortSignal): Promise<void> {
-    await this.crew.each('forward', step, signal, (member, call) => {
-      const shardWeight = shardWeights[this.replicaOf(member.rank)]!;
-      const size = this.shardSize(shardWeight, samples);
-      return this.forwardOf(member, call, { step, split: 'SPLIT_TRAIN', shardWeight, round }, size);
+  /** Every branch's outputs on a micro-batch of the step's shards, into the method's memory. */
+  private async gather(update: Update, microBatch: number, signal: AbortSignal): Promise<void> {
+    const { step, shardWeights, round } = update;
+    const sizes = this.microSizes(update);
+    await this.crew.each('forward', step, signal, async (member, call) => {
+      const replica = this.replicaOf(member.rank);
+      const size = sizes[replica]![microBatch];
+      if (size === undefined) return;
+      const request = { step, split: 'SPLIT_TRAIN', shardWeight: shardWeights[replica]!, round, microBatch } as const;
+      await this.forwardOf(member, call, request, this.sizes.indexOf(size));
     });
-  }
-
-  /** Which of plan.shardSizes a shard has. */
-  private shardSize(shardWeight: number, samples: number): number {
-    return this.plan.shardSizes.indexOf(Math.round(shardWeight * samples));
   }
 
   private async forwardOf(
     { rank }: Seat,
     call: Call,
-    request: Pick<ForwardRequest, 'step' | 'split' | 'shardWeight' | 'round'>,
+    request: Omit<ForwardRequest, 'run' | 'generation'>,
     size: number,
   ): Promise<void> {
     const elements = this.programs[this.branchOf(rank)]!.outputLengths.at(size)!;
@@ -236,7 +272,12 @@ class Split implements Group {
       await Promise.all(
         members.map((member) =>
           this.crew.one(member, `evaluate (after ${step} steps)`, batch, signal, (_, call) =>
-            this.forwardOf(member, call, { step: batch, split: 'SPLIT_TEST', shardWeight: 1, round: 0 }, -1),
+            this.forwardOf(
+              member,
+              call,
+              { step: batch, split: 'SPLIT_TEST', shardWeight: 1, round: 0, microBatch: 0 },
+              -1,
+            ),
           ),
         ),
       );

@@ -18,6 +18,7 @@ const MAX_BATCH = 1 << 20;
 const MAX_INPUT_THREADS = 256;
 const MAX_METHOD_THREADS = 256;
 const MAX_PREFETCH = 256;
+const MAX_MICRO_BATCHES = 1024;
 
 /** How many branches of this very kind. */
 const copies = { count: positiveInt.default(1) };
@@ -228,6 +229,8 @@ export const recipeSchema = z.strictObject({
     maxSteps: positiveInt.nullable().default(null),
     /** Global batch: it is sharded over the replicas. */
     batch: positiveInt.max(MAX_BATCH).default(128),
+    /** A replica computes its shard in so many pieces, one after another, for one update: a fraction of the memory. */
+    microBatches: positiveInt.max(MAX_MICRO_BATCHES).default(1),
     learningRate: z.number().positive().default(0.1),
     /** The linear scaling rule (Goyal et al. 2017): `learningRate` is for a batch of so many, here times batch / this; null: as it is. */
     referenceBatch: positiveInt.nullable().default(null),

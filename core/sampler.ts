@@ -63,6 +63,16 @@ export function shardBounds(samples: number, replicas: number, replica: number):
   return [boundary(replica), boundary(replica + 1)];
 }
 
+/** How a shard is cut into micro-batches, in order: sizes differ by at most one, larger first; none is empty. */
+export function microSizes(samples: number, microBatches: number): number[] {
+  return shardSizes(samples, Math.min(samples, microBatches));
+}
+
+/** Every number of samples that a micro-batch of such shards has, descending. */
+export function distinctMicroSizes(shards: number[], microBatches: number): number[] {
+  return [...new Set(shards.flatMap((samples) => microSizes(samples, microBatches)))].sort((a, b) => b - a);
+}
+
 /**
  * Every number of samples that a shard of this run can have, descending: at most four.
  * @throws BraidError INVALID_RECIPE when the last batch of an epoch has fewer samples than there are replicas

@@ -3,11 +3,35 @@
 type Training = 'compute' | 'forward' | 'backward' | 'fuse';
 type OfRound<Name extends string> = Name | `${Name}.${number}`;
 
-export type Phase = `${OfRound<Training>}@${number}` | OfRound<'apply'> | 'forwardTest' | 'evaluate' | 'read' | 'write';
+export type Phase =
+  | `${OfRound<Training>}@${number}`
+  | `${OfRound<Training>}@${number}+1`
+  | OfRound<'clear' | 'gradient' | 'apply'>
+  | 'forwardTest'
+  | 'evaluate'
+  | 'read'
+  | 'write';
 
-/** A training phase in a round, for a shard of `samples`: "compute@64", in the second round "compute.1@64". */
-export function trainingPhase<Name extends Training>(name: Name, round: number, samples: number) {
-  return `${ofRound(name, round)}@${samples}` as const;
+/** Micro-batches of which a worker has computed forward and not backward: one can be ahead while another is away. */
+export const SLOTS = 2;
+
+/**
+ * A training phase in a round, for `samples`: "compute@64", in the second round "compute.1@64".
+ * @param slot of micro-batches: what forward keeps for backward is kept once a slot, "forward@64+1" in the second
+ */
+export function trainingPhase<Name extends Training>(name: Name, round: number, samples: number, slot = 0) {
+  const phase = `${ofRound(name, round)}@${samples}` as const;
+  return slot === 0 ? phase : (`${phase}+1` as const);
+}
+
+/** Before the first micro-batch of a round: what has been added up is zero again. */
+export function clearPhase(round: number): OfRound<'clear'> {
+  return ofRound('clear', round);
+}
+
+/** After the last micro-batch of a round: the sum of their gradients. */
+export function gradientPhase(round: number): OfRound<'gradient'> {
+  return ofRound('gradient', round);
 }
 
 /** The phase that applies a round's gradient. */

@@ -5,7 +5,9 @@
  *   replica   compute@n: images, labels -> gradient, losses          evaluate: images, labels -> scores
  *   branch    forward@n: images -> outputs; backward@n: cotangents -> gradient      forwardTest: images -> outputs
  *   method    fuse@n: outputs.k, labels -> losses, gradient, cotangents.k          evaluate: outputs.k, labels -> scores
- * where n is how many samples the shard has. `outputs` is flat: the logits, then what the method reads.
+ * where n is how many samples the shard has, or a micro-batch of it: with `training.microBatches` gradients are added up on
+ * the device. `clear` makes their sum zero, compute@n and backward@n add to it, `gradient` gives it; and forward and backward
+ * come in slots (phases.ts). `outputs` is flat: the logits, then what the method reads.
  *
  * A method whose steps are several updates (core/schedule.ts's rounds) has those of training and `apply` once a round, in
  * which only some variables learn: `compute.1@n`, `apply.1` are those of the second.
@@ -14,6 +16,7 @@
  * batch norms, all times the shard's part of the global batch, so that the sum over all shards is the mean over the batch.
  */
 import { branchesOf, type Recipe } from '../core/recipe.ts';
+import { distinctMicroSizes } from '../core/sampler.ts';
 import { roundNames } from '../core/schedule.ts';
 import { Builder, VariableStore } from './builder.ts';
 import { type Capture, capture, type Graph } from './graph/capture.ts';
@@ -35,7 +38,7 @@ import {
   type TrainingInput,
 } from './methods/method.ts';
 import { type Cut, cutOf, type Network, networkOf, runStages, shapeAfter } from './models/network.ts';
-import { applyPhase, trainingPhase } from './phases.ts';
+import { applyPhase, clearPhase, gradientPhase, SLOTS, trainingPhase } from './phases.ts';
 import { CALIBRATION_BINS } from './scores.ts';
 import { type Tensor, tf } from './tensorflow.ts';
 import { stateLength, type VariableSpec } from './variables.ts';
@@ -65,7 +68,7 @@ export interface Program {
   /** In core/schedule.ts's order. */
   rounds: Round[];
   classifiers: string[];
-  /** f32 elements of `outputs`, for each of a branch's forward phases: "train@128", "test". */
+  /** f32 elements of `outputs`, by the samples of a branch's forward phases, and in evaluation: "train@128", "test". */
   outputLengths: Record<string, number>;
 }
 
@@ -113,6 +116,8 @@ class ProgramBuilder {
   /** Names of the variables of the branches' classifiers. */
   private readonly heads = new Set<string>();
   private readonly rounds: Round[] = [];
+  /** By round: sums of micro-batches' gradients. */
+  private readonly sums = new Map<number, ReturnType<Capture['variable']>>();
   private readonly classifiers: string[] = [];
   private readonly outputLengths: Record<string, number> = {};
 
@@ -153,10 +158,15 @@ class ProgramBuilder {
         gradientOrder: segments.flatMap((segment) => this.segmentVariables(segment.name, name).map((v) => v.name)),
         losses: [],
       });
-      for (const n of shardSizes) {
+      const { microBatches } = recipe.training;
+      const pieces = microBatches > 1;
+      if (pieces && role.kind !== 'method') this.accumulate(round);
+      for (const n of distinctMicroSizes(shardSizes, microBatches)) {
         if (role.kind === 'replica') this.compute(round, name, n);
-        else if (role.kind === 'branch') this.forwardBackward(round, name, role.branch, n);
-        else this.fuse(round, name, n);
+        else if (role.kind === 'method') this.fuse(round, name, n);
+        else
+          for (let slot = 0; slot < (pieces ? SLOTS : 1); slot++)
+            this.forwardBackward(round, name, role.branch, n, slot);
       }
       this.apply(round, name);
     });
@@ -187,8 +197,29 @@ class ProgramBuilder {
         return total;
       });
       const gradient = this.flatGradient(round, builders.learning, [...learning.keys()], gradients, shardWeight);
-      return { gradient, losses: losses! };
+      return { ...this.given(round, gradient), losses: losses! };
     });
+  }
+
+  /** The phases around micro-batches. */
+  private accumulate(round: number): void {
+    const { gradientLength } = this.rounds[round]!;
+    if (gradientLength === 0) return;
+    const sum = this.c.variable(`gradient/${round}`, [gradientLength]);
+    this.sums.set(round, sum);
+    this.c.phase(clearPhase(round), () => {
+      sum.assign(tf.zeros([gradientLength]));
+      return {};
+    });
+    this.c.phase(gradientPhase(round), () => ({ gradient: sum.read() }));
+  }
+
+  /** What a phase fetches of a gradient: nothing where it is added to those of other micro-batches. */
+  private given(round: number, gradient: Tensor): Record<string, Tensor> {
+    const sum = this.sums.get(round);
+    if (sum === undefined) return { gradient };
+    sum.add(gradient);
+    return {};
   }
 
   private evaluate(): void {
@@ -257,9 +288,9 @@ class ProgramBuilder {
 
   // ---------------------------------------------------------------------------------------------- split: a branch
 
-  private forwardBackward(round: number, name: string, k: number, n: number): void {
+  private forwardBackward(round: number, name: string, k: number, n: number, slot: number): void {
     const { c } = this;
-    const [forward, backward] = [trainingPhase('forward', round, n), trainingPhase('backward', round, n)];
+    const [forward, backward] = [trainingPhase('forward', round, n, slot), trainingPhase('backward', round, n, slot)];
     const length = this.outputLength(k, n);
     this.outputLengths[`train@${n}`] = length;
     const learns = this.rounds[round]!.gradientLength > 0;
@@ -290,7 +321,7 @@ class ProgramBuilder {
       gradients = [...learning.values()].map((value) => tf.mul(value, tf.scalar(0)));
     }
     const gradient = this.flatGradient(round, builders.learning, [...learning.keys()], gradients, shardWeight);
-    c.fetch('gradient', gradient);
+    for (const [key, tensor] of Object.entries(this.given(round, gradient))) c.fetch(key, tensor);
   }
 
   private forwardTest(k: number): void {

@@ -195,6 +195,7 @@ export interface ForwardRequest {
   split: Split;
   shardWeight: number;
   round: number;
+  microBatch: number;
 }
 
 export interface ReduceResponse {

@@ -85,7 +85,7 @@ class Eager implements Capture {
   }
   variable(name: string, shape: number[]): Variable {
     const value = () => this.variables.get(name) ?? tf.zeros(shape);
-    return { name, shape, read: value, assign: () => {}, applyMomentum: value };
+    return { name, shape, read: value, assign: () => {}, add: () => {}, applyMomentum: value };
   }
 }
 

@@ -484,7 +484,7 @@ serial(
       const bytes = await collect(stream, { maxBytes: 64, expect: stamp(step) });
       return Array.from(new Float32Array(bytes.buffer, bytes.byteOffset, bytes.length / 4));
     };
-    const forward = { ...stamp(0), split: 'SPLIT_TRAIN', shardWeight: 1, round: 0 } as const;
+    const forward = { ...stamp(0), split: 'SPLIT_TRAIN', shardWeight: 1, round: 0, microBatch: 0 } as const;
     const { worker } = w.members[0]!;
     const cotangents = (step: number, values: number[]) =>
       parts(stamp(step), new Uint8Array(Float32Array.from(values).buffer));

@@ -8,10 +8,11 @@
 import { isDeepStrictEqual } from 'node:util';
 import { BraidError } from '../core/errors.ts';
 import { checkRecipe, type Recipe } from '../core/recipe.ts';
+import { distinctMicroSizes, microSizes, shardBounds } from '../core/sampler.ts';
 import { within } from '../core/spans.ts';
 import { shardBytes } from '../input/shard.ts';
 import type { Device, DeviceOptions, Program, Role } from '../nn/device.ts';
-import { applyPhase, trainingPhase } from '../nn/phases.ts';
+import { applyPhase, clearPhase, gradientPhase, SLOTS, trainingPhase } from '../nn/phases.ts';
 import { addScores, readScores, type Score } from '../nn/scores.ts';
 import type {
   BadSample,
@@ -81,6 +82,9 @@ export class Post {
   private committed = 0;
   /** Between forward and backward. */
   private shardWeight = 0;
+  /** Micro-batches of the round under way that have been forward, and backward. */
+  private forwarded = 0;
+  private backwarded = 0;
 
   private constructor(options: PostOptions, recipe: Recipe, { device, options: deviceOptions, position }: Legacy) {
     this.options = options;
@@ -120,6 +124,11 @@ export class Post {
     return this.device.program;
   }
 
+  /** Every size of a micro-batch, descending. */
+  get microSizes(): number[] {
+    return distinctMicroSizes(this.request.shardSizes, this.recipe.training.microBatches);
+  }
+
   /** Where training is on this worker; null while it has no state. */
   get position(): Position | null {
     return this.step === null ? null : { step: this.step, round: this.committed };
@@ -137,38 +146,66 @@ export class Post {
     const start = this.options.now();
     const shard = await this.trainShard(step);
     const ready = this.options.now();
-    const { images, labels } = shard;
-    const feeds = { images, labels, distillWeight, shardWeight };
-    const phase = trainingPhase('compute', round, labels.length);
-    const { losses } = await this.device.run(phase, feeds, { gradient: this.gradient() });
+    const losses = this.program.rounds[round]!.losses.map(() => 0);
+    await this.clear();
+    for (const piece of this.piecesOf(shard)) {
+      const { images, labels, part } = piece;
+      const feeds = { images, labels, distillWeight, shardWeight: shardWeight * part };
+      const phase = trainingPhase('compute', round, labels.length);
+      const results = await this.device.run(phase, feeds, this.adds ? {} : { gradient: this.gradient() });
+      results['losses']!.forEach((loss, i) => {
+        losses[i]! += part * loss;
+      });
+    }
+    await this.takeSum();
     this.progress = 'computed';
     const inputSeconds = ready - start;
-    return { losses: Array.from(losses!), deviceSeconds: this.options.now() - ready, inputSeconds };
+    return { losses, deviceSeconds: this.options.now() - ready, inputSeconds };
   }
 
-  /** `split`: the branch's flat f32 outputs on this step's shard, or on an evaluation batch. */
-  async forward({ step, split, shardWeight, round }: ForwardRequest): Promise<Float32Array> {
+  /** `split`: the branch's flat f32 outputs on a micro-batch of this step's shard, or on an evaluation batch. */
+  async forward({ step, split, shardWeight, round, microBatch }: ForwardRequest): Promise<Float32Array> {
     if (split === 'SPLIT_TEST') return this.forwardTest(step);
-    this.require(step, ['begun', 'forward', 'computed', 'reduced'], 'forward');
-    this.begin(round);
-    const { images, labels } = await this.trainShard(step);
-    const { outputs } = await this.device.run(trainingPhase('forward', round, labels.length), { images });
+    this.require(step, microBatch === 0 ? ['begun', 'forward', 'computed', 'reduced'] : ['forward'], 'forward');
+    if (microBatch === 0) this.begin(round);
+    const pieces = this.piecesOf(await this.trainShard(step));
+    const learns = this.gradient().length > 0; // what does not learn has no backward
+    if (
+      microBatch !== this.forwarded ||
+      microBatch >= pieces.length ||
+      (learns && microBatch >= this.backwarded + SLOTS)
+    ) {
+      const where = `${this.forwarded} forward, ${this.backwarded} backward of ${pieces.length}`;
+      throw new BraidError('PROTOCOL', `micro-batch ${microBatch} is asked for, but of step ${step} are ${where}`);
+    }
+    if (microBatch === 0) await this.clear();
+    this.forwarded++;
     this.shardWeight = shardWeight;
-    this.progress = this.gradient().length > 0 ? 'forward' : 'computed'; // what does not learn has no backward
-    return outputs!;
+    this.progress = learns || this.forwarded < pieces.length ? 'forward' : 'computed';
+    const { images, labels } = pieces[microBatch]!;
+    const phase = trainingPhase('forward', round, labels.length, microBatch % SLOTS);
+    return (await this.device.run(phase, { images }))['outputs']!;
   }
 
   /** `split`: the vector-Jacobian product; leaves the gradient in the exchange. */
   async backward(stream: Messages<Part>): Promise<void> {
     const step = this.requireState();
     this.require(step, ['forward'], 'backward');
-    const { labels } = await this.trainShard(step);
+    const pieces = this.piecesOf(await this.trainShard(step));
+    const at = this.backwarded;
+    if (at >= this.forwarded) {
+      throw new BraidError('PROTOCOL', `backward of micro-batch ${at} of step ${step}, but it has not been forward`);
+    }
+    const { labels, part } = pieces[at]!;
     const length = this.program.outputLengths[`train@${labels.length}`]!;
     const { run, generation } = this.request;
     const bytes = await collect(stream, { maxBytes: 4 * length, expect: { run, generation, step } });
-    const feeds = { cotangents: floats(bytes, length, 'cotangents'), shardWeight: this.shardWeight };
-    const phase = trainingPhase('backward', this.round, labels.length);
-    await this.device.run(phase, feeds, { gradient: this.gradient() });
+    const feeds = { cotangents: floats(bytes, length, 'cotangents'), shardWeight: this.shardWeight * part };
+    const phase = trainingPhase('backward', this.round, labels.length, at % SLOTS);
+    await this.device.run(phase, feeds, this.adds ? {} : { gradient: this.gradient() });
+    this.backwarded = at + 1;
+    if (this.backwarded < pieces.length) return;
+    await this.takeSum();
     this.progress = 'computed';
   }
 
@@ -324,6 +361,33 @@ export class Post {
     }
     this.round = round;
     this.progress = 'begun';
+    this.forwarded = 0;
+    this.backwarded = 0;
+  }
+
+  /** The shard's micro-batches, in order, each with its part of the shard's samples. */
+  private piecesOf({ images, labels }: ReadyShard): { images: Uint8Array; labels: Int32Array; part: number }[] {
+    const { height, width, channels } = this.request;
+    const bytes = height * width * channels;
+    const count = microSizes(labels.length, this.recipe.training.microBatches).length;
+    return Array.from({ length: count }, (_, i) => {
+      const [first, end] = shardBounds(labels.length, count, i);
+      const part = (end - first) / labels.length;
+      return { images: images.subarray(first * bytes, end * bytes), labels: labels.subarray(first, end), part };
+    });
+  }
+
+  /** Whether gradients are added up on the device, micro-batch by micro-batch. */
+  private get adds(): boolean {
+    return this.recipe.training.microBatches > 1 && this.gradient().length > 0;
+  }
+
+  private async clear(): Promise<void> {
+    if (this.adds) await this.device.run(clearPhase(this.round), {});
+  }
+
+  private async takeSum(): Promise<void> {
+    if (this.adds) await this.device.run(gradientPhase(this.round), {}, { gradient: this.gradient() });
   }
 
   /** Of the current round, on the exchange's memory. */

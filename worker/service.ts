@@ -70,7 +70,7 @@ export class Service implements WorkerService {
     const { post, connected } = await this.during('prepare', () => this.succeed(request, signal));
     await this.during('connect', () => connected);
     const { variables, stateLength, rounds, classifiers, outputLengths } = post.program;
-    const phases = [...request.shardSizes.map((n) => `train@${n}`), 'test'];
+    const phases = [...post.microSizes.map((n) => `train@${n}`), 'test'];
     return {
       variables: JSON.stringify(variables),
       stateLength,

@@ -57,6 +57,8 @@ export interface Variable {
   read(): Tensor;
   /** From the end of the current phase on it holds this value. */
   assign(value: Tensor): void;
+  /** Adds to what it holds, in place. */
+  add(value: Tensor): void;
   /**
    * w -= lr * momentum step, in place: TensorFlow's ResourceApplyMomentum, which equals PyTorch's SGD.
    * @returns the new value
@@ -235,6 +237,11 @@ class GraphVariable implements Variable {
     const copy = this.r.append('DeepCopy', [this.edgeOf(value)], { T: { type: DType.FLOAT } });
     const edge = { name: copy, shape: this.shape, dtype: DType.FLOAT, phase: this.r.phase };
     this.r.update(this.r.append('AssignVariableOp', [this.handle, edge], { dtype: { type: DType.FLOAT } }));
+  }
+
+  add(value: Tensor): void {
+    const inputs = [this.handle, this.edgeOf(value)];
+    this.r.update(this.r.append('AssignAddVariableOp', inputs, { dtype: { type: DType.FLOAT } }));
   }
 
   applyMomentum(
