@@ -262,6 +262,8 @@ export const recipeSchema = z.strictObject({
       })
       .nullable()
       .default(null),
+    /** Stages whose activations are computed anew in backward in place of being kept, by name; true: all of them. */
+    recompute: z.union([z.boolean(), z.array(z.string())]).default(false),
     /** `bf16`: convolutions and activations in bfloat16, weights, statistics and losses in f32. */
     precision: z.enum(['f32', 'bf16']).default('f32'),
     /** A loss or gradient that is NaN or infinite ends the run, or its step is left out and counted. */
@@ -465,6 +467,11 @@ function contradictions(recipe: Recipe): string[] {
       if (!stages.includes(recipe.shareUntil))
         problems.push(`shareUntil: ${network} has no stage ${recipe.shareUntil} before its last: ${stages.join(', ')}`);
     }
+  }
+  const { recompute } = recipe.training;
+  const known = [...new Set(branches.flatMap(({ network }) => STAGES[network]))];
+  for (const stage of typeof recompute === 'boolean' ? [] : recompute) {
+    if (!known.includes(stage)) problems.push(`training.recompute: there is no stage ${stage}: ${known.join(', ')}`);
   }
   problems.push(...methodProblems(recipe, branches.length));
   if (branches.length > 5) problems.push(`branches: ${branches.length} branches, 5 are the most`);

@@ -95,7 +95,7 @@ export class Builder {
   private readonly store: VariableStore;
   private readonly normaliseBy: 'batch' | 'running' | 'averages';
   /** Values that may be differentiated by; variables that are not here are read. */
-  private readonly values: Map<string, Tensor>;
+  readonly values: Map<string, Tensor>;
 
   constructor(
     store: VariableStore,
@@ -107,6 +107,16 @@ export class Builder {
     this.precision = precision;
     this.normaliseBy = normaliseBy;
     this.values = values;
+  }
+
+  /** Whether it is training: batch norms have gradients. */
+  get learns(): boolean {
+    return this.normaliseBy === 'batch';
+  }
+
+  /** A variable's, as it may be differentiated by. */
+  value(name: string): Tensor {
+    return this.values.get(name) ?? this.read(name);
   }
 
   /**
@@ -171,7 +181,7 @@ export class Builder {
 
   private weight(name: string, shape: number[], kind: Kind, initialiser: Initialiser): Tensor {
     this.store.declare(name, shape, kind, initialiser);
-    return this.values.get(name) ?? this.read(name);
+    return this.value(name);
   }
 
   private read(name: string): Tensor {

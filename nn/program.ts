@@ -37,8 +37,9 @@ import {
   type Owner,
   type TrainingInput,
 } from './methods/method.ts';
-import { type Cut, cutOf, type Network, networkOf, runStages, shapeAfter } from './models/network.ts';
+import { type Cut, cutOf, type Network, networkOf, type Stage, shapeAfter } from './models/network.ts';
 import { applyPhase, clearPhase, gradientPhase, SLOTS, trainingPhase } from './phases.ts';
+import { recomputed } from './recompute.ts';
 import { CALIBRATION_BINS } from './scores.ts';
 import { type Tensor, tf } from './tensorflow.ts';
 import { stateLength, type VariableSpec } from './variables.ts';
@@ -113,6 +114,8 @@ class ProgramBuilder {
   private readonly shared: boolean;
   private readonly store: VariableStore;
   private readonly momenta = new Map<string, ReturnType<Capture['variable']>>();
+  /** Names of each stage's weights, known from evaluation on. */
+  private readonly stageWeights = new Map<string, string[]>();
   /** Names of the variables of the branches' classifiers. */
   private readonly heads = new Set<string>();
   private readonly rounds: Round[] = [];
@@ -251,7 +254,7 @@ class ProgramBuilder {
   }
 
   private trunk(builders: Builders, images: Tensor, k: number, round: string | null): Tensor {
-    return runStages(this.cuts[k]!.cut.trunk, this.builderOf(builders, k, round), `trunk.${k}`, images);
+    return this.runStages(this.cuts[k]!.cut.trunk, this.builderOf(builders, k, round), `trunk.${k}`, images, false);
   }
 
   private branch(builders: Builders, trunkMap: Tensor, k: number, round: string | null): BranchOutputs {
@@ -259,7 +262,7 @@ class ProgramBuilder {
     const fixed = this.isFixed(k, round);
     const b = this.builderOf(builders, k, round);
     const prefix = `branch.${k}`;
-    const map = runStages(cut.branch, b, prefix, fixed ? stopGradient(trunkMap) : trunkMap);
+    const map = this.runStages(cut.branch, b, prefix, fixed ? stopGradient(trunkMap) : trunkMap, true);
     const { reads } = this.method;
     const pooled = globalAveragePool(cast(map, b.precision, 'f32'));
     const before = this.store.specs.length;
@@ -271,6 +274,31 @@ class ProgramBuilder {
       ...(reads.includes('pooled') && { pooled }),
       ...(this.hasGate(k) && { gate: this.method.gateFeatures!(b, trunkMap) }),
     };
+  }
+
+  /** @param differentiable whether x has a gradient */
+  private runStages(stages: Stage[], b: Builder, prefix: string, x: Tensor, differentiable: boolean): Tensor {
+    const { recompute, precision } = this.options.recipe.training;
+    return stages.reduce((map, stage, i) => {
+      const key = `${prefix}.${stage.name}`;
+      const wanted = recompute === true || (Array.isArray(recompute) && recompute.includes(stage.name));
+      if (wanted && b.learns) {
+        const weights = this.stageWeights.get(key)!.map((name) => b.value(name));
+        return recomputed(map, weights, differentiable || i > 0, (input, again) =>
+          // What the second time finds of batch statistics is what the first one has found.
+          stage.forward(again ? new Builder(this.store, precision, 'batch', b.values) : b, prefix, input),
+        );
+      }
+      const before = this.store.specs.length;
+      const made = stage.forward(b, prefix, map);
+      const declared = this.store.specs.slice(before).filter(({ trainable }) => trainable);
+      if (!this.stageWeights.has(key))
+        this.stageWeights.set(
+          key,
+          declared.map(({ name }) => name),
+        );
+      return made;
+    }, x);
   }
 
   /** A shared trunk's map reaches the gate once: by the first branch. */

@@ -89,6 +89,18 @@ export function stopGradient(x: Tensor): Tensor {
   return runStopGradient({ x });
 }
 
+const runAfter = operation('After', {
+  run: (backend, { x, other }) =>
+    backend === eagerBackend
+      ? backend.executeSingleOutput('Identity', [T], [x!])
+      : backend.executeMultipleOutputs('IdentityN', [T], [x!, other!], 2)[0]!,
+});
+
+/** x, once `other` has been computed, and for TensorFlow another tensor than x. It has no gradient. */
+export function after(x: Tensor, other: Tensor): Tensor {
+  return runAfter({ x, other });
+}
+
 // ------------------------------------------------------------------------------------------------ convolutions
 
 const windowAttrs = (stride: number, padding: 'SAME' | 'VALID'): OpAttr[] => [

@@ -235,6 +235,7 @@ export class Recorder {
         });
       }
     }
+    if (op === 'IdentityN') attrs.T = { list: { type: inputs.map(({ dtype }) => dtype) } };
     if ('SrcT' in attrs) attrs.SrcT = { type: inputs[0]!.dtype };
     let results: { shape: number[]; dtype: number }[];
     try {

@@ -79,6 +79,7 @@ const SHAPES: Record<string, ShapeFunction> = {
   ),
   ...each('IsFinite IsInf IsNan', ([x]) => [{ shape: x!.shape, dtype: DType.BOOL }]),
   ...each('EluGrad ReluGrad Relu6Grad', sameAsFirst),
+  IdentityN: (inputs) => inputs.flatMap((x) => like(x)),
   // Two operands, broadcast.
   ...each(
     'Add Sub Mul RealDiv FloorDiv FloorMod Maximum Minimum Pow SquaredDifference Atan2 LogicalAnd LogicalOr',
