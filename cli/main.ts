@@ -24,6 +24,10 @@ const COMMANDS: Record<string, Command> = {
   },
   certs: { about: 'certificates for --tls, for development', load: async () => (await import('./certs.ts')).certs },
   status: { about: 'how a running cluster is doing', load: async () => (await import('./status.ts')).status },
+  dashboard: {
+    about: 'a live view of a run in the browser',
+    load: async () => (await import('./dashboard.ts')).dashboard,
+  },
   config: { about: 'a recipe with every value resolved', load: async () => (await import('./config.ts')).config },
   plan: {
     about: 'what a cluster would make of a recipe, predicted',

@@ -11,6 +11,7 @@ import { openDataset } from '../input/dataset.ts';
 import { initialWeights, parameterCount } from '../nn/variables.ts';
 import { requireUnexposed, warnOfExposure } from '../proto/channel.ts';
 import { serveHealth } from '../proto/health.ts';
+import type { WatchRequest } from '../proto/messages.ts';
 import type { Tls } from '../proto/tls.ts';
 import { VERSION } from '../proto/version.ts';
 import { readWeights } from './checkpoints.ts';
@@ -224,7 +225,7 @@ export async function runCoordinator(options: RunOptions, world: World = realWor
     membership,
     shards: () => generations.shards,
     meter,
-    watch: () => watching.answer(),
+    watch: async ({ metrics: asked }: WatchRequest) => watching.answer(asked ? await metrics.registry.metrics() : ''),
     token,
     secret,
   };

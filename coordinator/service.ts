@@ -7,7 +7,7 @@ import { type Exposure, isUnix, listen } from '../proto/channel.ts';
 import { implement } from '../proto/handlers.ts';
 import { addReflection } from '../proto/health.ts';
 import { coordinatorService } from '../proto/load.ts';
-import type { CoordinatorService, Part, ShardsRequest, WatchResponse } from '../proto/messages.ts';
+import type { CoordinatorService, Part, ShardsRequest, WatchRequest, WatchResponse } from '../proto/messages.ts';
 import { parts } from '../proto/parts.ts';
 import { requireSoundJoin } from './bounds.ts';
 import type { Membership } from './membership.ts';
@@ -22,7 +22,7 @@ export interface ServiceOptions {
   /** Of the current generation. */
   shards(): Shards;
   meter: Meter;
-  watch(): WatchResponse;
+  watch(request: WatchRequest): Promise<WatchResponse>;
   /** What joining and watching take; null: nothing. */
   token: string | null;
   /** What every other call takes. */
@@ -41,7 +41,7 @@ function handlers({ membership, shards: current, meter, watch }: ServiceOptions,
       return {};
     },
 
-    watch: async () => watch(),
+    watch,
 
     async *shards(request: ShardsRequest): AsyncGenerator<Part> {
       const { run, generation, split, replica, firstStep } = request;

@@ -38,7 +38,8 @@ export class Watch {
     if (this.events.length > KEPT_EVENTS) this.events.shift();
   }
 
-  answer(): WatchResponse {
+  /** @param metrics in Prometheus's text format, or '' */
+  answer(metrics: string): WatchResponse {
     const { run, plan, membership, generations, ledger, now } = this.options;
     const seats = new Map(generations.seats.map(({ id, rank }) => [id, rank]));
     return {
@@ -68,6 +69,7 @@ export class Watch {
         };
       }),
       events: this.events,
+      metrics,
     };
   }
 }

@@ -62,8 +62,9 @@ export interface LeaveRequest {
   member: number;
 }
 
-// biome-ignore lint/complexity/noBannedTypes: a message without fields
-export type WatchRequest = {};
+export interface WatchRequest {
+  metrics?: boolean;
+}
 
 export interface WatchResponse {
   run: string;
@@ -76,6 +77,8 @@ export interface WatchResponse {
   secondsLeft: number;
   members: MemberStatus[];
   events: string[];
+  /** In Prometheus's text format; '' unless asked for. */
+  metrics: string;
 }
 
 export interface MemberStatus {

@@ -16,8 +16,9 @@ const ARROWS: Record<string, string[]> = {
   coordinator: ['nn', 'proto', 'input', 'core'],
   sizing: ['coordinator', 'nn', 'proto', 'input', 'core'],
   compare: ['coordinator', 'nn', 'proto', 'input', 'core'],
+  deploy: ['core'],
   // setup: cli/doctor.ts only, since the doctor must run where nothing is set up yet. bench: the command that runs it.
-  cli: ['compare', 'sizing', 'coordinator', 'worker', 'nn', 'proto', 'input', 'core', 'setup', 'bench'],
+  cli: ['compare', 'deploy', 'sizing', 'coordinator', 'worker', 'nn', 'proto', 'input', 'core', 'setup', 'bench'],
   setup: [],
 };
 
@@ -35,6 +36,7 @@ const PACKAGES: Record<string, string[]> = {
   hyparquet: ['input'],
   piscina: ['worker'],
   'prom-client': ['core'],
+  '@grafana/': ['deploy'],
 };
 
 interface Import {

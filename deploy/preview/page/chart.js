@@ -1,0 +1,153 @@
+/** One chart: uPlot with the page's colours, and a legend that tells the values under the pointer, or the newest. */
+
+import uPlot from '/uplot.js';
+import { format } from './format.js';
+
+const HEIGHT = 190;
+/** Steps of an axis in bytes. */
+const POWERS = Array.from({ length: 50 }, (_, power) => 2 ** power);
+const COLOURS = {
+  light: ['#3b6fd8', '#d9822b', '#2a8a4a', '#c8323c', '#7b52c7', '#0f8b8d', '#b0457e', '#7a6a3a', '#4c5b6b', '#8fb339'],
+  dark: ['#7aa2f7', '#f0a45d', '#62c073', '#f2777a', '#b294f0', '#4fc3c5', '#e38bc0', '#cbb26a', '#9aa7b8', '#c3d66b'],
+};
+
+export class Chart {
+  /** @param {HTMLElement} place   @param {import('./page.js').Panel} panel */
+  constructor(place, panel) {
+    this.panel = panel;
+    this.plot = place.appendChild(document.createElement('div'));
+    this.plot.className = 'plot';
+    this.legend = place.appendChild(document.createElement('div'));
+    this.legend.className = 'legend';
+    /** @type {uPlot | null} */
+    this.chart = null;
+    /** What the chart was made for; another set of lines or theme needs another. */
+    this.made = '';
+    /** Pixels wide, as laid out. */
+    this.width = 0;
+    new ResizeObserver(() => this.fit()).observe(this.plot);
+  }
+
+  /** @param {import('./page.js').Panel} panel */
+  show(panel) {
+    this.panel = panel;
+    const isDark = dark();
+    const made = JSON.stringify([isDark, panel.lines.map(({ name }) => name)]);
+    if (made !== this.made) this.make(isDark);
+    this.made = made;
+    this.chart?.setData(this.data());
+    this.tell();
+  }
+
+  /** @param {boolean} isDark */
+  make(isDark) {
+    this.chart?.destroy();
+    const colours = COLOURS[isDark ? 'dark' : 'light'];
+    const style = getComputedStyle(document.documentElement);
+    const faint = style.getPropertyValue('--faint');
+    const { unit, stacked } = this.panel;
+    this.colours = this.panel.lines.map((_, i) => colours[i % colours.length] ?? '');
+    const axis = {
+      stroke: resolved(faint),
+      font: '11px sans-serif',
+      grid: { stroke: isDark ? '#282c35' : '#e9ecf0', width: 1 },
+      ticks: { show: false },
+    };
+    this.chart = new uPlot(
+      {
+        width: this.plot.clientWidth,
+        height: HEIGHT,
+        legend: { show: false },
+        cursor: { drag: { x: false, y: false }, points: { size: 6 }, sync: { key: 'braid' } },
+        scales: { y: { range: (_, low, high) => rangeOf(low, high, unit, stacked === true) } },
+        series: [
+          {},
+          ...this.colours.map((stroke) => ({
+            stroke,
+            width: 1.6,
+            spanGaps: true,
+            points: { show: false },
+            ...(stacked === true && { fill: `${stroke}66` }),
+          })),
+        ],
+        axes: [
+          { ...axis, size: 26, values: (_, times) => times.map(clock) },
+          {
+            ...axis,
+            size: 64,
+            ...(unit.startsWith('bytes') && { incrs: POWERS }),
+            values: (_, values) => values.map((number) => format(number, unit)),
+          },
+        ],
+        hooks: { setCursor: [() => this.tell()] },
+      },
+      this.data(),
+      this.plot,
+    );
+  }
+
+  /** @returns {uPlot.AlignedData} */
+  data() {
+    const { times, lines, stacked } = this.panel;
+    const values = lines.map((line) => line.values);
+    if (stacked !== true) return /** @type {uPlot.AlignedData} */ ([times, ...values]);
+    // The last line lies lowest: each is drawn over the ones before it.
+    const sums = values.map((_, i) =>
+      times.map((_, t) => values.slice(i).reduce((sum, line) => sum + (line[t] ?? 0), 0)),
+    );
+    return /** @type {uPlot.AlignedData} */ ([times, ...sums]);
+  }
+
+  tell() {
+    const at = this.chart?.cursor.idx;
+    const { lines, unit } = this.panel;
+    this.legend.replaceChildren(
+      ...lines.map(({ name, values }, i) => {
+        const item = document.createElement('span');
+        const mark = item.appendChild(document.createElement('i'));
+        mark.style.background = this.colours?.[i] ?? '';
+        const number = at == null ? values.findLast((value) => value !== null) : values[at];
+        item.append(`${name} `);
+        item.appendChild(document.createElement('b')).textContent = format(number ?? null, unit);
+        return item;
+      }),
+    );
+  }
+
+  fit() {
+    if (this.plot.clientWidth === this.width) return;
+    this.width = this.plot.clientWidth;
+    this.chart?.setSize({ width: this.width, height: HEIGHT });
+  }
+}
+
+/** Whether the page is: as the reader chose, or else as the system is. */
+export function dark() {
+  const { theme } = document.documentElement.dataset;
+  return theme === undefined ? matchMedia('(prefers-color-scheme: dark)').matches : theme === 'dark';
+}
+
+/** What a custom property comes to: canvases know no `light-dark()`.   @param {string} colour */
+function resolved(colour) {
+  const probe = document.body.appendChild(document.createElement('span'));
+  probe.style.color = colour;
+  const computed = getComputedStyle(probe).color;
+  probe.remove();
+  return computed;
+}
+
+/** @param {number} seconds */
+function clock(seconds) {
+  return new Date(1000 * seconds).toLocaleTimeString('en-GB');
+}
+
+/**
+ * From 0 where that shows more than it hides.
+ * @param {number} low   @param {number} high   @param {string} unit   @param {boolean} stacked   @returns {[number, number]}
+ */
+function rangeOf(low, high, unit, stacked) {
+  if (low === null || !Number.isFinite(low)) return [0, 1];
+  if (unit === 'ratio') return [0, Math.max(high <= 0.1 ? 1.1 * high : 1, Number.MIN_VALUE)];
+  const floor = stacked || (low >= 0 && low < 0.6 * high) || low === high ? Math.min(0, low) : low - 0.1 * (high - low);
+  return [floor, high === floor ? floor + 1 : high + 0.08 * (high - floor)];
+}
