@@ -79,6 +79,7 @@ export async function plan(argv: string[]): Promise<number> {
     precision,
     wire: recipe.cluster.wire,
     methodThreads: methodThreadsOf(recipe, n, cores),
+    microBatches: recipe.training.microBatches,
     cores,
   });
   const sizes = [...new Set([...powersOfTwo(gpus), gpus])];
@@ -149,7 +150,7 @@ efficiency ${device.efficiency[precision].toFixed(2)} of the roofline: ${device.
 
 ${columns(table)}
 ${columns(sizes)}
-advice  placement ${placement}, ${microBatches === 1 ? 'whole shards' : `${microBatches} micro-batches a shard (memory)`}, wire ${wire}, ${topology}; ${from}
+advice  placement ${placement}, ${microBatches === 1 ? 'whole shards' : `training.microBatches=${microBatches} (memory)`}, wire ${wire}, ${topology}; ${from}
         on a machine of the kind: braid plan <recipe> --gpu ${device.name} --calibrate <file>, then --calibration <file>
         what is left out, and how far off it was: docs/sizing.md
 `;

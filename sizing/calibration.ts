@@ -75,10 +75,11 @@ export interface CalibrateOptions {
 export async function calibrate(options: CalibrateOptions): Promise<Calibration> {
   const { recipe, work, device, samples, threads, now, date } = options;
   const { precision } = recipe.training;
+  const whole = { ...recipe, training: { ...recipe.training, microBatches: 1 } };
   const { image, classes } = work.shape;
   const role = { kind: 'replica' } as const;
   await using open = new AsyncDisposableStack();
-  const running = await Device.open({ recipe, role, image, classes, shardSizes: [samples], threads });
+  const running = await Device.open({ recipe: whole, role, image, classes, shardSizes: [samples], threads });
   open.defer(() => running.close());
   const { variables, rounds } = running.program;
   await running.run('write', { state: fromTensors(variables, initialWeights(variables, recipe.seed)) });

@@ -27,6 +27,8 @@ export interface Cluster {
   precision: Recipe['training']['precision'];
   wire: Recipe['cluster']['wire'];
   methodThreads: number;
+  /** That a shard is computed in: less memory, the same work. */
+  microBatches: number;
   /** Of the machine, for a device that is a core. */
   cores: number;
 }
@@ -79,7 +81,12 @@ function together(work: Work, cluster: Cluster, common: Common): Prediction {
   };
   const coordinatorBytes = batch * work.shape.sampleBytes;
   const linkBytes = 2 * reducedBytes(cluster, gpus, elements) + common.shard * work.shape.sampleBytes;
-  return finish(work, cluster, common, { phases, linkBytes, coordinatorBytes, memory: replica.memory(common.shard) });
+  return finish(work, cluster, common, {
+    phases,
+    linkBytes,
+    coordinatorBytes,
+    memory: replica.memory(pieceOf(cluster, common.shard)),
+  });
 }
 
 function split(work: Work, cluster: Cluster, common: Common, replicas: number): Prediction {
@@ -105,8 +112,12 @@ function split(work: Work, cluster: Cluster, common: Common, replicas: number): 
   const reduced = reducedBytes(cluster, gpus, trunk) + reducedBytes(cluster, replicas, own);
   const linkBytes = 2 * reduced + (2 * outputBytes) / branches + sampleBytes;
   const coordinatorBytes = branches * batch * work.shape.sampleBytes + 2 * replicas * outputBytes;
-  const memory = Math.max(...branch.map((role) => role.memory(common.shard)));
+  const memory = Math.max(...branch.map((role) => role.memory(pieceOf(cluster, common.shard))));
   return finish(work, cluster, common, { phases, linkBytes, coordinatorBytes, memory });
+}
+
+function pieceOf({ microBatches }: Cluster, shard: number): number {
+  return Math.ceil(shard / microBatches);
 }
 
 interface Parts {

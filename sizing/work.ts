@@ -50,7 +50,8 @@ export function workOf(recipe: Recipe, shape: Shape): Work {
   const cost = complexityOf(recipe, image, classes);
   const alone = complexityOf({ ...recipe, method: { name: 'vanilla' } }, image, classes);
   // Evaluation takes what evaluation.batch says, training what the shard is: the larger of the two counts.
-  const training = { ...recipe, evaluation: { ...recipe.evaluation, batch: 1 } };
+  const evaluation = { ...recipe.evaluation, batch: 1 };
+  const training = { ...recipe, evaluation, training: { ...recipe.training, microBatches: 1 } };
   const roleWork = (role: Role, multiplyAdds: number, phases: { forward: string; backward: string }): RoleWork => {
     const options = { role, image, classes };
     const evaluating = memoryOf({ ...options, recipe }, 1);

@@ -32,6 +32,7 @@ const cluster: Cluster = {
   precision: 'bf16',
   wire: 'f32',
   methodThreads: 4,
+  microBatches: 1,
   cores: 16,
 };
 const at = (changes: Partial<Cluster>, placement: 'together' | 'split' = 'together') =>
@@ -92,6 +93,7 @@ test('advice: the faster placement, parts that fit the memory, half of the bytes
   t.like(advise(work, slow, sizes), { placement: 'together', microBatches: 1, togetherFrom: 1, wire: 'bf16' });
   const fast = { ...cluster, net: { ...netNamed('400Gb'), latency: 0 }, batch: 1 << 20 };
   t.is(advise(work, fast, sizes)!.wire, 'f32');
+  t.true(at({ microBatches: 2 })!.memoryBytes < at({})!.memoryBytes);
   const half = at({})!.memoryBytes / 2;
   const small = { ...cluster.device, memory: half };
   t.true(advise(work, { ...cluster, device: small }, sizes)!.microBatches > 1);
