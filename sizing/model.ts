@@ -52,8 +52,8 @@ export interface Prediction {
 /** Of the coordinator's thread for one call to one worker: see docs/sizing.md for when and where it was measured. */
 const CALL_SECONDS = 300e-6;
 const CALLS = { together: 3, split: 5 };
-/** What one thread brings through gRPC and checks: measured for streams of 1 MiB parts, both ends on one machine. */
-const THREAD_BYTES_A_SECOND = 0.7e9;
+/** What one thread brings through gRPC, with its checksums and copies: 0.3 to 0.5 GB a second of its time, over loopback. */
+const THREAD_BYTES_A_SECOND = 0.45e9;
 const F32_BYTES = 4;
 
 /** @returns null where so many GPUs make no whole replica, or have less than a sample each */
