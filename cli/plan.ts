@@ -144,6 +144,10 @@ function asText(
     togetherFrom === null
       ? `up to ${asked.gpus} GPUs split is faster`
       : `together is the faster one from ${togetherFrom} GPU${togetherFrom === 1 ? '' : 's'} on`;
+  const waits = PLACEMENTS.some((each) => asked[each]?.phases['wait for samples'] !== undefined);
+  const samples = waits
+    ? '        the coordinator is the wall: it sends samples no faster; smaller images on disk help\n'
+    : '';
   return `Predicted, not measured: ${recipe.name}, ${precision}, ${net.name} between machines
 ${device.name}: ${device.source}
 efficiency ${device.efficiency[precision].toFixed(2)} of the roofline: ${device.efficiencyFrom}
@@ -151,7 +155,7 @@ efficiency ${device.efficiency[precision].toFixed(2)} of the roofline: ${device.
 ${columns(table)}
 ${columns(sizes)}
 advice  placement ${placement}, ${microBatches === 1 ? 'whole shards' : `training.microBatches=${microBatches} (memory)`}, wire ${wire}, ${topology}; ${from}
-        on a machine of the kind: braid plan <recipe> --gpu ${device.name} --calibrate <file>, then --calibration <file>
+${samples}        on a machine of the kind: braid plan <recipe> --gpu ${device.name} --calibrate <file>, then --calibration <file>
         what is left out, and how far off it was: docs/sizing.md
 `;
 }
