@@ -2,8 +2,9 @@
  * Times Braid's input: a folder's JPEGs to batches of random crops, as a worker has them prepared.
  *
  *     node bench/braid-input.ts --data photographs --threads 2
+ *     node bench/braid-input.ts --packed folder --threads 2
  *
- * A step is a batch of 64: files read, encoded and decoded as a shard, images decoded, cropped and resized by the pool. It
+ * The second reads what `braid data pack` made of them. A step is a batch of 64: files read, encoded and decoded as a shard, images decoded, cropped and resized by the pool. It
  * is timed from when the batch before was taken. Speaks the protocol of stepper.ts.
  */
 import { readFileSync } from 'node:fs';
@@ -12,17 +13,20 @@ import { createInterface } from 'node:readline';
 import { parseArgs } from 'node:util';
 import { loadRecipe } from '../core/recipe.ts';
 import { batchOf } from '../core/sampler.ts';
+import { openSamples, readIndex } from '../input/indexed.ts';
 import { decodeShard, encodeShard } from '../input/shard.ts';
 import { InputPool, type ReadyShard } from '../worker/input/pool.ts';
 import { BATCH, jpegsIn } from './input.ts';
 import type { Answer } from './stepper.ts';
 
-const { values } = parseArgs({ options: { data: { type: 'string' }, threads: { type: 'string', default: '1' } } });
+const { values } = parseArgs({
+  options: { data: { type: 'string' }, packed: { type: 'string' }, threads: { type: 'string', default: '1' } },
+});
 const threads = Number(values.threads);
 const prefetch = 2 * threads; // batches ahead of need: as many as a DataLoader's
 const drained = 2 * prefetch; // batches before the timed ones: what was prepared while nobody asked is not counted
 const { data, seed } = loadRecipe(join(import.meta.dirname, '../recipes/imagenet-vanilla-resnet34.yaml'));
-const files = jpegsIn(values.data!);
+const { count, read } = values.packed === undefined ? filesOf(values.data!) : await packedOf(values.packed);
 const { augment, resizedCrop } = data;
 const pool = new InputPool({ onBadSample: 'fail', threads, seed, augment, resizedCrop, buffers: prefetch + 1 });
 
@@ -50,9 +54,9 @@ async function take(): Promise<void> {
 }
 
 /** What the coordinator and the worker do for a shard, but for the network between them. */
-function prepare(): Promise<ReadyShard> {
+async function prepare(): Promise<ReadyShard> {
   // As many samples as make whole batches.
-  const samples = files.length * BATCH;
+  const samples = count * BATCH;
   const { epoch, sampleIds } = batchOf(step, { samples, batch: BATCH, seed, shuffle: true });
   const side = resizedCrop!.size;
   const encoded = encodeShard({
@@ -62,7 +66,23 @@ function prepare(): Promise<ReadyShard> {
     image: { height: side, width: side, channels: 3 },
     sampleIds,
     labels: new Int32Array(sampleIds.length),
-    records: Array.from(sampleIds, (id) => readFileSync(files[id % files.length]!)),
+    records: await Promise.all(Array.from(sampleIds, (id) => read(id % count))),
   });
   return pool.prepare(decodeShard(encoded));
+}
+
+interface Images {
+  count: number;
+  read(image: number): Promise<Uint8Array>;
+}
+
+function filesOf(folder: string): Images {
+  const files = jpegsIn(folder);
+  return { count: files.length, read: async (image) => readFileSync(files[image]!) };
+}
+
+async function packedOf(folder: string): Promise<Images> {
+  const { index, where } = await readIndex(folder);
+  const samples = await openSamples(index, where);
+  return { count: samples.length, read: (image) => samples.read(image) };
 }

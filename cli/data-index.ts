@@ -8,18 +8,20 @@ import { isRemote } from '../input/store.ts';
 
 /**
  * @param to null: into the source's own folder
+ * @param known what is known of the classes beside what the files say
  * @returns where it was written, and what is in it
  */
 export async function writeIndex(
   source: string,
   to: string | null,
   options: ScanOptions,
+  known: Partial<Pick<IndexHeader, 'classNames' | 'classes'>> = {},
 ): Promise<{ path: string; header: IndexHeader; samples: number }> {
   const scan = await openScan(source, options.firstLabel);
   try {
     const path = to ?? placeFor(scan);
     const { header: found, columns } = await buildIndex(scan, options);
-    const header = { ...found, source: sourceFrom(path, scan.store.where) };
+    const header = { ...found, ...known, source: sourceFrom(path, scan.store.where) };
     const part = `${path}.part`;
     writeFileSync(part, encodeIndex(header, columns));
     renameSync(part, path);

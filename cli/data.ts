@@ -6,6 +6,7 @@ import { fetchDataset } from '../input/fetch.ts';
 import { published } from '../input/sources.ts';
 import { checkRecipeData, checkSource } from './data-check.ts';
 import { writeIndex } from './data-index.ts';
+import { pack } from './data-pack.ts';
 
 export const usage = `braid data fetch <name> [--to <folder>]   bring a data set into <folder>/<name> (default: data/<name>)
 braid data list                           the data sets that fetch knows
@@ -13,6 +14,8 @@ braid data index <source> [--to <file>] [--first-label <n>]
                                           make the index of a data set (default: <source>/index.braid)
 braid data check <source or recipe> [--set path=value] [--first-label <n>]
                                           read and decode every image once, and name those that are broken
+braid data pack <source> <folder> [--short-side <pixels>] [--quality <q>] [--first-label <n>]
+                                          the data set once more, images shrunk, as indexed shards (default: 256, 90)
 A source is a folder, s3://bucket/prefix, or files: train-*.parquet, https://host/shard-{000..146}.tar`;
 
 /** @returns the exit code */
@@ -25,6 +28,8 @@ export async function data(argv: string[], signal: AbortSignal = new AbortContro
       return listCommand();
     case 'index':
       return indexCommand(rest, signal);
+    case 'pack':
+      return packCommand(rest, signal);
     case 'check':
       return checkCommand(rest, signal);
     default:
@@ -54,6 +59,28 @@ async function indexCommand(argv: string[], signal: AbortSignal): Promise<number
   for (const { sample, reason } of broken) print(`sample ${sample} cannot be decoded: ${reason}`);
   return 0;
 }
+
+async function packCommand(argv: string[], signal: AbortSignal): Promise<number> {
+  const { values, positionals } = parse(argv, {
+    'short-side': { type: 'string', default: '256' },
+    quality: { type: 'string', default: '90' },
+    ...FIRST_LABEL,
+  });
+  const [target, ...more] = positionals.slice(1);
+  if (target === undefined || more.length > 0) throw wrongUse('data pack: expected a source and a folder');
+  const number = (flag: 'short-side' | 'quality', most: number) => {
+    const value = Number(values[flag]);
+    if (Number.isInteger(value) && value >= 1 && value <= most) return value;
+    throw wrongUse(`data pack: --${flag} ${values[flag]} is no whole number from 1 to ${most}`);
+  };
+  const packing = { shortSide: number('short-side', MAX_SIDE), quality: number('quality', 100) };
+  const options = scanOptions('pack', values['first-label'] as string, signal);
+  const { path, samples, before, after } = await pack(positionals[0]!, target, packing, options, print);
+  print(`${path}: ${samples} images, ${(before / 1e6).toFixed(1)} MB before, ${(after / 1e6).toFixed(1)} MB now`);
+  return 0;
+}
+
+const MAX_SIDE = 1 << 14; // pixels
 
 async function checkCommand(argv: string[], signal: AbortSignal): Promise<number> {
   const { values, positionals } = parse(argv, {

@@ -34,7 +34,7 @@ const COMMANDS: Record<string, Command> = {
     load: async () => (await import('./plan.ts')).plan,
   },
   data: {
-    about: 'fetch, index and check data sets',
+    about: 'fetch, index, check and pack data sets',
     load: async () => async (argv, interrupts) => (await import('./data.ts')).data(argv, interrupts.orderly),
   },
   doctor: { about: 'what this machine has, and lacks', load: async () => (await import('./doctor.ts')).doctor },
