@@ -1,5 +1,6 @@
 /** Tells every worker what it is, and checks that they agree on what they built. */
 import { BraidError } from '../core/errors.ts';
+import type { Dataset } from '../input/dataset.ts';
 import type { VariableSpec } from '../nn/variables.ts';
 import type { PrepareRequest, PrepareResponse, ReductionGroup, Topology } from '../proto/messages.ts';
 import { soundVariables } from './bounds.ts';
@@ -37,6 +38,7 @@ export function prepare(
   assign: (rank: number) => Assignment,
 ): Promise<Prepared[]> {
   const { run, generation } = crew.stamp(step);
+  const indexFor = ({ indexHash }: Dataset) => (plan.recipe.data.send === 'ids' ? indexHash! : '');
   const common = {
     run,
     generation,
@@ -45,6 +47,8 @@ export function prepare(
     ...plan.image,
     classes: plan.classes,
     recordBytes: Math.max(plan.train.recordBytes, plan.test.recordBytes),
+    trainIndex: indexFor(plan.train),
+    testIndex: indexFor(plan.test),
     exchangeAddresses: crew.members.map(({ joined }) => joined.exchangeAddress),
   };
   return crew.each('prepare', step, signal, async ({ rank, worker }, call) => {

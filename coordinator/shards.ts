@@ -13,8 +13,8 @@ import { type Plan, samplerOf } from './plan.ts';
  * stream can hold on its way (16 parts of 1 MiB).
  */
 const KEPT_BYTES_A_REPLICA = 32 << 20;
-/** In place of a sample that cannot be read: no decoder takes it. */
-const UNREADABLE = new Uint8Array(0);
+/** In place of a sample that cannot be read, which no decoder takes; and of all that workers read themselves. */
+const NO_BYTES = new Uint8Array(0);
 
 interface Kept {
   encoded: Promise<Uint8Array>;
@@ -97,20 +97,22 @@ export class Shards {
     const dataset = this.datasetOf(split);
     const sampleIds = this.sampleIds(split, step, replica);
     const skips = this.plan.recipe.data.onBadSample === 'skip' && split === 'SPLIT_TRAIN';
+    const byId = this.plan.recipe.data.send === 'ids';
     const records = await Promise.all(
       Array.from(sampleIds, async (id) => {
+        if (byId) return NO_BYTES;
         try {
           return await dataset.read(id);
         } catch (error) {
           if (!skips) throw error;
-          return UNREADABLE;
+          return NO_BYTES;
         }
       }),
     );
     return encodeShard({
       step,
       epoch: split === 'SPLIT_TRAIN' ? Math.floor(step / this.plan.stepsPerEpoch) : 0,
-      encoding: dataset.encoding,
+      encoding: byId ? 'by-id' : dataset.encoding,
       image: dataset.image,
       sampleIds,
       labels: this.labels(split, step, replica),

@@ -4,12 +4,12 @@ import { BraidError } from '../core/errors.ts';
 import { distinctMicroSizes, microSizes, shardBounds } from '../core/sampler.ts';
 import { addScores, type Score } from '../nn/scores.ts';
 import { fromTensors, type VariableSpec } from '../nn/variables.ts';
-import type { Call, ForwardRequest, Position } from '../proto/messages.ts';
+import type { BadSample, Call, ForwardRequest, Position } from '../proto/messages.ts';
 import { collect, parts } from '../proto/parts.ts';
 import type { Crew } from './crew.ts';
 import type { Losses } from './events.ts';
 import type { FlatState, Group, NetworkState } from './group.ts';
-import { inspectShards, labelsWith } from './inspect.ts';
+import { inspectShards, labelsWith, requireSameBad } from './inspect.ts';
 import type { Seat } from './membership.ts';
 import { bytesOf, floatsOf } from './memory.ts';
 import type { Method } from './method.ts';
@@ -80,10 +80,8 @@ class Split implements Group {
     const sizes = this.microSizes(update);
     const count = Math.max(...sizes.map(({ length }) => length));
     await this.gather(update, 0, signal);
-    // All branches of a replica leave the same samples out.
-    const first = this.crew.members.filter(({ rank }) => this.branchOf(rank) === 0);
-    const bad = await inspectShards(this.crew, this.plan.recipe, update.step, signal, first);
-    const labels = first.map((_, replica) =>
+    const bad = await this.badSamples(update.step, signal);
+    const labels = Array.from({ length: this.plan.replicas }, (_, replica) =>
       labelsWith(bad[replica] ?? [], this.shards.labels('SPLIT_TRAIN', update.step, replica)),
     );
     const losses: Losses = {};
@@ -103,6 +101,20 @@ class Split implements Group {
       if (!last) await this.scatter(update, microBatch, signal);
     }
     return { losses, bad: bad.flat() };
+  }
+
+  /** By replica. @throws BraidError INVALID_DATA when its branches do not leave the same samples out */
+  private async badSamples(step: number, signal: AbortSignal): Promise<BadSample[][]> {
+    const { branches, recipe } = this.plan;
+    // All branches of a replica leave the same ones out, but where each reads for itself.
+    const asked = this.crew.members.filter(({ rank }) => recipe.data.send === 'ids' || this.branchOf(rank) === 0);
+    const answers = await inspectShards(this.crew, recipe, step, signal, asked);
+    answers.forEach((bad, i) => {
+      const { rank } = asked[i]!;
+      const first = answers[i - this.branchOf(rank)]!;
+      requireSameBad([rank - this.branchOf(rank), first], [rank, bad], step);
+    });
+    return asked.length === this.crew.members.length ? answers.filter((_, rank) => rank % branches === 0) : answers;
   }
 
   async backward(update: Update, signal: AbortSignal): Promise<void> {

@@ -200,6 +200,11 @@ export const recipeSchema = z.strictObject({
     testPath: z.string().min(1).optional(),
     /** How many classes the networks tell apart; null: as many as the format has. */
     classes: positiveInt.nullable().default(null),
+    /**
+     * What a worker gets of its samples: their bytes, or (for `indexed` only) `ids`, and reads them itself by an index that
+     * is at the same path or URL and equal.
+     */
+    send: z.enum(['bytes', 'ids']).default('bytes'),
     shuffle: z.boolean().default(true),
     /** A training sample that cannot be read or decoded ends the run, or another of its batch stands in for it. */
     onBadSample: z.enum(['fail', 'skip']).default('fail'),
@@ -505,6 +510,9 @@ function contradictions(recipe: Recipe): string[] {
   const { epochs, warmUp } = recipe.training;
   if (warmUp.epochs >= epochs)
     problems.push(`training.warmUp.epochs: ${warmUp.epochs}, but the run has ${epochs}: nothing is left to train`);
+  if (recipe.data.send === 'ids' && format !== 'indexed') {
+    problems.push(`data.send: ids, but format ${format} has no index: set format to indexed, or send to bytes`);
+  }
   problems.push(...resizedCropProblems(recipe.data));
   return problems;
 }

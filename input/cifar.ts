@@ -56,6 +56,7 @@ export async function openCifar(data: Recipe['data'], format: keyof typeof forma
     image: IMAGE,
     encoding: 'raw-chw',
     recordBytes: IMAGE_BYTES,
+    indexHash: null,
     async read(index) {
       const { stored, row } = locate(index);
       return stored.read(row * rowBytes + labelBytes, IMAGE_BYTES);

@@ -28,6 +28,8 @@ export interface Dataset {
   /** A sample as stored: not decoded, and possibly a view of memory that the data set owns. index in [0, length). */
   read(index: number): Promise<Uint8Array>;
   label(index: number): number;
+  /** Of the index that it is read by: equal where the same samples are read; null: by none. */
+  readonly indexHash: string | null;
   /** The file and the place in it that a sample comes from, for messages. */
   where(index: number): string;
   close(): void;

@@ -61,6 +61,7 @@ export async function openFolder(data: Recipe['data'], split: Split, keepsBroken
       image: { height, width, channels },
       encoding: 'image-file',
       recordBytes,
+      indexHash: null,
       read: async (index) => tree.entries[index]!.read(Number.POSITIVE_INFINITY),
       label: (index) => labels.get(tree.entries[index]!.className)!,
       where: (index) => join(tree.root, tree.entries[index]!.name),

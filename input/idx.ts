@@ -49,6 +49,7 @@ export async function openIdx(data: Recipe['data'], split: Split): Promise<Datas
       image: { height, width, channels: 1 },
       encoding: 'raw-hwc',
       recordBytes: imageBytes,
+      indexHash: null,
       read: async (index) => images.read(16 + index * imageBytes, imageBytes),
       label: (index) => labels.values[index]!,
       where: (index) => `${images.file}, image ${index}`,

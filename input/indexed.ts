@@ -53,6 +53,7 @@ export async function openIndexed(data: Recipe['data'], split: Split, keepsBroke
     image: { ...size, channels },
     encoding: 'image-file',
     recordBytes: index.recordBytes,
+    indexHash: index.hash,
     read: (sample) => samples.read(sample),
     label: (sample) => index.columns.label[sample]!,
     where: (sample) => samples.where(sample),

@@ -11,7 +11,8 @@ import type { Encoding, ImageShape } from './dataset.ts';
 export interface EncodedShard {
   step: number;
   epoch: number;
-  encoding: Encoding;
+  /** by-id: records are empty, and read by whoever gets the shard. */
+  encoding: Encoding | 'by-id';
   /** Of every image, once decoded. */
   image: ImageShape;
   sampleIds: Int32Array;
@@ -28,7 +29,7 @@ const MAX_SAMPLES = 1 << 20; // far beyond any batch: a larger count is damage
 const MAX_SIDE = 1 << 14; // pixels
 const MAX_CHANNELS = 4;
 const TWO_32 = 2 ** 32;
-const ENCODINGS: readonly Encoding[] = ['raw-hwc', 'raw-chw', 'image-file'];
+const ENCODINGS: readonly EncodedShard['encoding'][] = ['raw-hwc', 'raw-chw', 'image-file', 'by-id'];
 const LITTLE_ENDIAN_HOST = new Uint8Array(new Uint32Array([1]).buffer)[0] === 1;
 
 export function encodeShard(shard: EncodedShard): Uint8Array {
@@ -89,7 +90,8 @@ export function decodeShard(bytes: Uint8Array): EncodedShard {
     const length = table[2 * n + i]!;
     if (sampleIds[i]! < 0) throw damaged(`sample ${i} has the id ${sampleIds[i]}`);
     if (labels[i]! < 0) throw damaged(`sample ${i} has the label ${labels[i]}`);
-    if (encoding !== 'image-file' && length !== imageBytes) {
+    if (encoding === 'by-id' && length !== 0) throw damaged(`sample ${i} has ${length} bytes, where it has none`);
+    if (encoding.startsWith('raw-') && length !== imageBytes) {
       throw damaged(`sample ${i} has ${length} bytes, and its image ${imageBytes}`);
     }
     if (length > bytes.length - at) throw damaged(`sample ${i} of ${n} goes beyond its ${bytes.length} bytes`);

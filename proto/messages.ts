@@ -118,6 +118,8 @@ export interface PrepareRequest {
   exchangeAddresses: string[];
   groups: ReductionGroup[];
   recordBytes: number;
+  trainIndex: string;
+  testIndex: string;
 }
 
 export interface ReductionGroup {

@@ -10,6 +10,7 @@ export function fakeDataset(name: string, length: number): Dataset {
     image: { height: 2, width: 2, channels: 1 },
     encoding: 'raw-hwc',
     recordBytes: 4,
+    indexHash: null,
     read: async (index) => new Uint8Array(4).fill(index),
     label: (index) => index % 3,
     where: (index) => `${name}, sample ${index}`,

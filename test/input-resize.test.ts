@@ -308,7 +308,10 @@ test('what contradicts data.resizedCrop is refused by its path', (t) => {
   };
   t.like(recipeOf({ resizedCrop: {} }).resizedCrop, { size: 224, evaluationResize: 256, scaledDecode: false });
   t.is(recipeOf({}).resizedCrop, null);
-  refused({ format: 'cifar10', testPath: undefined }, /data\.resizedCrop: only for format folder, here is cifar10/);
+  refused(
+    { format: 'cifar10', testPath: undefined },
+    /data\.resizedCrop: only for format folder and indexed, here is cifar10/,
+  );
   refused({ augment: { pad: 4 } }, /data\.augment\.pad: 4, but data\.resizedCrop takes the crop: set pad to 0/);
   refused({ mean: [1], std: [1] }, /data\.mean: 1 value\(s\), but data\.resizedCrop makes images of 3 channels/);
   refused({ resizedCrop: { area: [0.9, 0.1] } }, /data\.resizedCrop\.area: from 0\.9 to 0\.1/);

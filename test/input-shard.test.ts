@@ -8,7 +8,7 @@ const shards: fc.Arbitrary<EncodedShard> = fc
   .record({
     step: fc.nat(Number.MAX_SAFE_INTEGER),
     epoch: fc.nat(0xffffffff),
-    encoding: fc.constantFrom('raw-hwc' as const, 'raw-chw' as const, 'image-file' as const),
+    encoding: fc.constantFrom('raw-hwc' as const, 'raw-chw' as const, 'image-file' as const, 'by-id' as const),
     image: fc.record({
       height: fc.integer({ min: 1, max: 5 }),
       width: fc.integer({ min: 1, max: 5 }),
@@ -18,7 +18,8 @@ const shards: fc.Arbitrary<EncodedShard> = fc
   })
   .chain(({ n, ...rest }) => {
     const bytes = rest.image.height * rest.image.width * rest.image.channels;
-    const length = rest.encoding === 'image-file' ? { maxLength: 40 } : { minLength: bytes, maxLength: bytes };
+    const fixed = rest.encoding === 'by-id' ? 0 : bytes;
+    const length = rest.encoding === 'image-file' ? { maxLength: 40 } : { minLength: fixed, maxLength: fixed };
     return fc.array(fc.tuple(u31, u31, fc.uint8Array(length)), { minLength: n, maxLength: n }).map((samples) => ({
       ...rest,
       sampleIds: Int32Array.from(samples, ([id]) => id),
@@ -91,7 +92,8 @@ test('counts and sizes that no shard has are refused before anything is allocate
     return refused(t, () => decodeShard(bytes));
   };
   t.regex(refuse(0, 7), /begins with 0x7/);
-  t.regex(refuse(1, 3), /encoding 3 is unknown/);
+  t.regex(refuse(1, 4), /encoding 4 is unknown/);
+  t.regex(refuse(1, 3), /sample 0 has 2 bytes, where it has none/);
   t.regex(refuse(2, 0), /claims 0 samples/);
   t.regex(refuse(2, 0xffffffff), /claims 4294967295 samples/);
   t.regex(refuse(2, 1000), /less than the table of its 1000 samples/);

@@ -184,6 +184,8 @@ test('unary calls carry every field, and absent stays absent', async (t) => {
       channels: 3,
       classes: 10,
       recordBytes: 2 ** 33,
+      trainIndex: 'ab'.repeat(32),
+      testIndex: '',
       exchangeAddresses: ['unix:/a', 'b:1'],
       groups: [{ segment: 'all', ranks: [0, 1], topology: 'TOPOLOGY_MESH' as const }],
     },

@@ -137,7 +137,11 @@ const wrong: Record<string, [object, RegExp]> = {
   'a std of 0': [{ data: { ...sound.data, std: [0] } }, /data\.std\.0: 0 is not above 0/],
   'test images for a format that brings its own': [
     { data: { ...sound.data, testPath: 't' } },
-    /data\.testPath: only for format folder/,
+    /data\.testPath: only for format folder and indexed/,
+  ],
+  'sample ids for a format without an index': [
+    { data: { ...sound.data, send: 'ids' } },
+    /data\.send: ids, but format idx has no index: set format to indexed/,
   ],
 };
 

@@ -546,6 +546,7 @@ test('a Prepare or an answer to Join that no coordinator would send is refused',
     [{ shardSizes: [0] }, /unsound shardSizes/],
     [{ height: 1 << 14, width: 1 << 14, shardSizes: [6] }, /unsound shardSizes: are of more than 4294967296 bytes/],
     [{ recordBytes: 2 ** 40 }, /unsound recordBytes/],
+    [{ trainIndex: '../x' }, /unsound trainIndex/],
     [{ exchangeAddresses: ['a:1', 'http://b'] }, /unsound exchangeAddresses\.1/],
     [{ groups: [{ segment: 'all', ranks: [4096], topology: 'TOPOLOGY_MESH' }] }, /unsound groups\.0\.ranks\.0/],
   ];
@@ -577,7 +578,7 @@ test('a shard of more samples than a batch has is refused before memory is taken
     records,
   });
   const reader = new ShardReader({
-    ...{ run: 'r', generation: 1, firstStep: 0, image, maxBytes: 1 << 20, maxSamples: 64 },
+    ...{ run: 'r', generation: 1, firstStep: 0, image, maxBytes: 1 << 20, maxSamples: 64, samples: null },
     pool: { prepare: () => t.fail() } as unknown as InputPool,
     pull: () => parts(stamp, shard),
   });
@@ -672,6 +673,7 @@ const JOIN: JoinRequest = {
 };
 const PREPARE: PrepareRequest = {
   ...{ run: 'r', generation: 1, recipe: '{}', rank: 0, replica: 0, shardSizes: [64, 61], recordBytes: 3072 },
+  ...{ trainIndex: '', testIndex: '' },
   ...{ height: 32, width: 32, channels: 3, classes: 10, exchangeAddresses: ['a:1', 'unix:/b'] },
   groups: [{ segment: 'all', ranks: [0, 1], topology: 'TOPOLOGY_MESH' }],
 };

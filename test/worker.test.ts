@@ -257,6 +257,7 @@ async function world(options: WorldOptions): Promise<World> {
         const request = {
           ...{ run: RUN, generation: 1, recipe: JSON.stringify(recipe), rank, replica: branches ? 0 : rank, groups },
           ...{ height: 2, width: 2, channels: 1, classes: 3, shardSizes: [2], recordBytes: 64 },
+          ...{ trainIndex: '', testIndex: '' },
           ...(branches ? { branch: rank } : {}),
           exchangeAddresses: members.map(({ joined }) => joined.exchangeAddress),
           ...changes(rank),

@@ -36,6 +36,8 @@ const prepareSchema = z
     channels: positive.max(MAX_CHANNELS),
     classes: positive.max(MAX_CLASSES),
     recordBytes: positive.max(MAX_RECORD_BYTES),
+    trainIndex: z.string().regex(/^([0-9a-f]{64})?$/),
+    testIndex: z.string().regex(/^([0-9a-f]{64})?$/),
     exchangeAddresses: z.array(z.string().refine(isAddress, 'is not unix:/path or host:port')).min(1).max(MAX_WORKERS),
     groups: z.array(z.object({ segment: z.string().max(64), ranks: z.array(rank).max(MAX_WORKERS) })).max(MAX_SIZES),
   })

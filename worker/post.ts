@@ -32,6 +32,7 @@ import type {
 import { collect } from '../proto/parts.ts';
 import type { Exchange } from './exchange/exchange.ts';
 import { InputPool, type ReadyShard } from './input/pool.ts';
+import { closeOwnData, type OwnData, openOwnData } from './own-data.ts';
 import { ShardReader } from './shards.ts';
 
 export interface PostOptions {
@@ -67,6 +68,8 @@ export class Post {
   private readonly recipe: Recipe;
   private readonly device: Device;
   private readonly deviceOptions: DeviceOptions;
+  /** null: shards come with their bytes. */
+  private readonly own: OwnData | null;
   private readonly trainPool: InputPool;
   private readonly testPool: InputPool;
   private train: ShardReader | null = null;
@@ -86,10 +89,16 @@ export class Post {
   private forwarded = 0;
   private backwarded = 0;
 
-  private constructor(options: PostOptions, recipe: Recipe, { device, options: deviceOptions, position }: Legacy) {
+  private constructor(
+    options: PostOptions,
+    recipe: Recipe,
+    { device, options: deviceOptions, position }: Legacy,
+    own: OwnData | null,
+  ) {
     this.options = options;
     this.request = options.request;
     this.recipe = recipe;
+    this.own = own;
     this.device = device;
     this.deviceOptions = deviceOptions;
     const { inputThreads: threads, prefetch } = recipe.cluster;
@@ -112,8 +121,15 @@ export class Post {
     await options.onRecipe(recipe);
     const role: Role = request.branch === undefined ? { kind: 'replica' } : { kind: 'branch', branch: request.branch };
     const wanted = { recipe, role, image: { height, width, channels }, classes, shardSizes, threads };
-    const legacy = await inherit(options, wanted, before);
-    const post = new Post(options, recipe, legacy);
+    const own = await openOwnData(recipe.data, request).catch(async (error) => {
+      await before?.close();
+      throw error;
+    });
+    const legacy = await inherit(options, wanted, before).catch((error) => {
+      closeOwnData(own);
+      throw error;
+    });
+    const post = new Post(options, recipe, legacy, own);
     const connected = (async () =>
       exchange.connect({ ...exchangePlan(request, post.program, recipe.cluster), secret }, signal))();
     connected.catch(() => {}); // awaited by whoever has the post
@@ -287,6 +303,7 @@ export class Post {
     this.train?.close();
     this.test?.close();
     await Promise.all([this.trainPool.close(), this.testPool.close()]);
+    closeOwnData(this.own);
     return { device, options, position };
   }
 
@@ -332,6 +349,7 @@ export class Post {
       maxBytes,
       maxSamples: samples,
       pool,
+      samples: this.own === null ? null : split === 'SPLIT_TRAIN' ? this.own.train : this.own.test,
       pull: (signal) => this.options.pullShards(request, signal),
     });
   }

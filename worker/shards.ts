@@ -1,10 +1,12 @@
 /** A replica's shards, read ahead of need: pulled from the coordinator, decoded by the input pool, handed out by step. */
 import { asBraidError, BraidError } from '../core/errors.ts';
 import type { ImageShape } from '../input/dataset.ts';
+import type { Samples } from '../input/indexed.ts';
 import { decodeShard, type EncodedShard } from '../input/shard.ts';
 import type { Messages, Part } from '../proto/messages.ts';
 import { payloads } from '../proto/parts.ts';
 import type { InputPool, ReadyShard } from './input/pool.ts';
+import type { InputFailure } from './input/task.ts';
 
 export interface ShardSource {
   run: string;
@@ -16,6 +18,8 @@ export interface ShardSource {
   maxBytes: number;
   maxSamples: number;
   pool: InputPool;
+  /** What shards without bytes are read from; null: they come with them. */
+  samples: Samples | null;
   /** Opens the stream of shards. */
   pull(signal: AbortSignal): Messages<Part>;
 }
@@ -88,12 +92,10 @@ export class ShardReader {
   }
 
   private async read(): Promise<void> {
-    const { run, generation, maxBytes, pool, pull } = this.source;
+    const { pool } = this.source;
     try {
-      for await (const { bytes } of payloads(pull(this.over.signal), { maxBytes, expect: { run, generation } })) {
-        const encoded = decodeShard(bytes);
-        this.check(encoded);
-        const shard = await pool.prepare(encoded);
+      for await (const { encoded, unread } of oneAhead(this.encoded())) {
+        const shard = await pool.prepare(encoded, unread);
         this.next++;
         if (this.ended !== null) return shard.release();
         this.ready.set(shard.step, shard);
@@ -106,10 +108,24 @@ export class ShardReader {
     }
   }
 
-  private check({ step, image, sampleIds: { length: samples } }: EncodedShard): void {
+  private async *encoded(): AsyncGenerator<Filled> {
+    const { run, generation, maxBytes, samples, pull, firstStep } = this.source;
+    let next = firstStep;
+    for await (const { bytes } of payloads(pull(this.over.signal), { maxBytes, expect: { run, generation } })) {
+      const encoded = decodeShard(bytes);
+      this.check(encoded, next++);
+      if ((encoded.encoding === 'by-id') !== (samples !== null)) {
+        const how = samples === null ? 'without' : 'with';
+        throw new BraidError('PROTOCOL', `the shard of step ${encoded.step} comes ${how} its bytes`);
+      }
+      yield samples === null ? { encoded, unread: [] } : await filled(encoded, samples);
+    }
+  }
+
+  private check({ step, image, sampleIds: { length: samples } }: EncodedShard, next: number): void {
     const { image: wanted, maxSamples } = this.source;
     const shape = ({ height, width, channels }: ImageShape) => `${height}x${width}x${channels}`;
-    if (step !== this.next) throw new BraidError('PROTOCOL', `the shard of step ${step} came, ${this.next} was next`);
+    if (step !== next) throw new BraidError('PROTOCOL', `the shard of step ${step} came, ${next} was next`);
     if (samples > maxSamples) {
       throw new BraidError(
         'PROTOCOL',
@@ -125,6 +141,44 @@ export class ShardReader {
     this.ended ??= reason;
     for (const { reject } of this.waiting.values()) reject(this.ended);
     this.waiting.clear();
+  }
+}
+
+/** A shard with its bytes, and the samples that could not be read. */
+interface Filled {
+  encoded: EncodedShard;
+  unread: InputFailure[];
+}
+
+async function filled(encoded: EncodedShard, samples: Samples): Promise<Filled> {
+  const unread: InputFailure[] = [];
+  const read = async (sampleId: number, place: number) => {
+    try {
+      return await samples.read(sampleId);
+    } catch (thrown) {
+      unread.push({ place, sampleId, reason: asBraidError(thrown).message });
+      return NO_BYTES;
+    }
+  };
+  const records = await Promise.all(Array.from(encoded.sampleIds, read));
+  return { encoded: { ...encoded, encoding: 'image-file', records }, unread };
+}
+
+const NO_BYTES = new Uint8Array(0);
+
+/** The same, the next one asked for while the one before is being used. */
+async function* oneAhead<T>(items: AsyncGenerator<T>): AsyncGenerator<T> {
+  let next = items.next();
+  try {
+    for (;;) {
+      const { done, value } = await next;
+      if (done) return;
+      next = items.next();
+      next.catch(() => {}); // told when its turn comes
+      yield value;
+    }
+  } finally {
+    void items.return(undefined).catch(() => {});
   }
 }
 

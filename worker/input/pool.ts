@@ -63,13 +63,17 @@ export class InputPool {
 
   /**
    * Resolves once the shard's images are ready. Shards get buffers in the order of the calls.
+   * @param unread samples that could not even be read: their records are empty
    * @throws BraidError INVALID_DATA naming a sample that cannot be decoded; CANCELLED when the pool closes
    */
-  async prepare(shard: EncodedShard): Promise<ReadyShard> {
+  async prepare(shard: EncodedShard, unread: InputFailure[] = []): Promise<ReadyShard> {
     const slot = await this.take();
     let bad: InputFailure[];
     try {
-      bad = await within('decode', () => this.fill(slot, shard), { root: true, attributes: { step: shard.step } });
+      bad = await within('decode', () => this.fill(slot, shard, unread), {
+        root: true,
+        attributes: { step: shard.step },
+      });
       if (this.closed) throw closedError();
     } catch (error) {
       this.give(slot);
@@ -113,7 +117,7 @@ export class InputPool {
     return Atomics.load(this.control, RUNNING);
   }
 
-  private async fill(slot: Slot, shard: EncodedShard): Promise<InputFailure[]> {
+  private async fill(slot: Slot, shard: EncodedShard, unread: InputFailure[]): Promise<InputFailure[]> {
     const { encoding, image, epoch, sampleIds, records } = shard;
     const { seed, augment, resizedCrop, threads } = this.options;
     const samples = records.length;
@@ -142,7 +146,7 @@ export class InputPool {
     );
     const bad = results.flatMap((result) => {
       if (result.status === 'rejected') throw result.reason;
-      return result.value;
+      return result.value.map((failure) => unread.find(({ place }) => place === failure.place) ?? failure);
     });
     if (bad.length > 0 && (this.options.onBadSample === 'fail' || bad.length === samples)) {
       throw undecodable(shard, bad[0]!);

@@ -1,6 +1,7 @@
 /** What a thread of the input pool does: decode and augment some samples of a shard, from shared memory to shared memory. */
 import type { ResizedCrop } from '../../core/recipe.ts';
-import type { Encoding, ImageShape } from '../../input/dataset.ts';
+import type { ImageShape } from '../../input/dataset.ts';
+import type { EncodedShard } from '../../input/shard.ts';
 import { Augmenter, type AugmentOptions, drawCrop } from './augment.ts';
 import { CLOSING, type Control, RUNNING } from './control.ts';
 import { decodeImage } from './decode.ts';
@@ -18,7 +19,7 @@ export interface InputTask {
   /** This task's samples: [first, end). */
   first: number;
   end: number;
-  encoding: Encoding;
+  encoding: EncodedShard['encoding'];
   image: ImageShape;
   seed: number;
   epoch: number;
