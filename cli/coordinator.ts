@@ -11,7 +11,7 @@ import { chooseRunFolder } from './run-folders.ts';
 import { TLS, TOKEN_FILE, tlsOf, tokenOf } from './trust.ts';
 
 const USAGE =
-  'braid coordinator <recipe.yaml> [--listen <host:port>] [--tls <folder> | --insecure] [--token-file <file>] [--resume [step-<n>]] [--stay] [--runs <folder>] [--set path=value ...]';
+  'braid coordinator <recipe.yaml> [--listen <host:port>] [--tls <folder> | --insecure] [--token-file <file>] [--resume [step-<n>]] [--stay] [--trace <file>] [--runs <folder>] [--set path=value ...]';
 
 const OPTIONS = {
   ...SET,
@@ -24,6 +24,8 @@ const OPTIONS = {
   /** When the run is done, go on telling how it ended: for who would start again whatever ends. */
   stay: { type: 'boolean', default: false },
   runs: { type: 'string', default: 'runs' },
+  /** Chrome's format: open it in ui.perfetto.dev. */
+  trace: { type: 'string' },
 } as const;
 
 export async function coordinator(argv: string[], { orderly, atOnce }: Interrupts): Promise<number> {
@@ -45,6 +47,7 @@ export async function coordinator(argv: string[], { orderly, atOnce }: Interrupt
     runFolder: chooseRunFolder(values.runs, recipe.name, resume !== false),
     resume,
     stay: values.stay,
+    trace: values.trace,
     signal: orderly,
     hard: atOnce,
     onEvent: (event) => progress.show(event),

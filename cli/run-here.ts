@@ -22,9 +22,19 @@ export interface RunHere {
   progress: Progress;
   /** Folder of --tls. */
   tls?: string | undefined;
+  /** File of --trace. */
+  trace?: string | undefined;
 }
 
-export async function runHere({ recipe, runFolder, resume, interrupts, progress, tls }: RunHere): Promise<Summary> {
+export async function runHere({
+  recipe,
+  runFolder,
+  resume,
+  interrupts,
+  progress,
+  tls,
+  trace,
+}: RunHere): Promise<Summary> {
   const log = createLog({
     format: 'human',
     level: 'warn',
@@ -37,6 +47,7 @@ export async function runHere({ recipe, runFolder, resume, interrupts, progress,
     recipe,
     listen: workers.coordinatorAddress,
     tls: trust,
+    trace,
     runFolder,
     resume,
     signal: interrupts.orderly,

@@ -9,13 +9,15 @@ import { runHere } from './run-here.ts';
 import { TLS } from './trust.ts';
 
 const USAGE =
-  'braid train <recipe.yaml> [--resume [step-<n>]] [--tls <folder>] [--runs <folder>] [--set path=value ...]';
+  'braid train <recipe.yaml> [--resume [step-<n>]] [--tls <folder>] [--trace <file>] [--runs <folder>] [--set path=value ...]';
 
 const OPTIONS = {
   ...SET,
   ...RESUME,
   ...TLS,
   runs: { type: 'string', default: 'runs' },
+  /** Chrome's format: open it in ui.perfetto.dev. */
+  trace: { type: 'string' },
 } as const;
 
 export async function train(argv: string[], interrupts: Interrupts): Promise<number> {
@@ -25,7 +27,15 @@ export async function train(argv: string[], interrupts: Interrupts): Promise<num
   await bringData(recipe, interrupts.orderly);
   const runFolder = chooseRunFolder(values.runs, recipe.name, resume !== false);
   const progress = new Progress(process.stdout, () => performance.now() / 1000);
-  const summary = await runHere({ recipe, runFolder, resume, interrupts, progress, tls: values.tls });
+  const summary = await runHere({
+    recipe,
+    runFolder,
+    resume,
+    interrupts,
+    progress,
+    tls: values.tls,
+    trace: values.trace,
+  });
   process.stdout.write(resultTable(summary));
   return 0;
 }

@@ -33,6 +33,7 @@ import { checkpointToResume, requireNoCheckpoints } from './resume.ts';
 import { createRunFolder, type RunFolder, requireEmpty, runFolderAt, runNameIn } from './run-folder.ts';
 import { serve } from './service.ts';
 import { readSummary, type Summary, summaryOf, writeSummary } from './summary.ts';
+import { TraceFile } from './trace.ts';
 import { Watch } from './watch.ts';
 
 export interface RunOptions {
@@ -51,6 +52,8 @@ export interface RunOptions {
   resume: boolean | string;
   /** When the run is done, go on telling how it ended, until `signal`. */
   stay?: boolean;
+  /** A file for a trace of all processes, in Chrome's format. */
+  trace?: string | undefined;
   /** Ends the run well: the step under way is finished and a checkpoint written. */
   signal: AbortSignal;
   /** Ends the run at once. */
@@ -141,6 +144,7 @@ export async function runCoordinator(options: RunOptions, world: World = realWor
     now,
     ...announcing({ log, onEvent }, metrics, plan.workers),
   });
+  const traced = options.trace === undefined ? null : new TraceFile(options.trace, run, () => membership.here);
   const { endpoint } = recipe.tracing;
   if (endpoint !== null) {
     const { exportSpans } = await import('../proto/otlp.ts');
@@ -239,6 +243,7 @@ export async function runCoordinator(options: RunOptions, world: World = realWor
   try {
     const summary = finished ?? summaryAfter(await generations.train());
     over = true;
+    await traced?.close();
     membership.dismiss('done');
     onEvent({ kind: 'done', summary });
     if (!hard.aborted) await stop(membership, run, plan.steps);
@@ -246,6 +251,7 @@ export async function runCoordinator(options: RunOptions, world: World = realWor
     return summary;
   } catch (thrown) {
     const error = asBraidError(thrown, signal.aborted || hard.aborted ? 'CANCELLED' : 'INTERNAL');
+    if (!over) await traced?.close();
     const comesBack = isTemporary(error, signal.reason);
     membership.dismiss(comesBack ? away(error) : error);
     // Whoever does not stop a worker that keeps its state finds it again.

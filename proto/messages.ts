@@ -26,6 +26,7 @@ export interface CoordinatorService {
 export interface WorkerService {
   prepare(request: PrepareRequest, call: Call): Promise<PrepareResponse>;
   status(request: StatusRequest, call: Call): Promise<StatusResponse>;
+  trace(request: TraceRequest, call: Call): Promise<TraceResponse>;
   readState(request: StepRequest, call: Call): Messages<Part>;
   writeState(parts: Messages<Part>, call: Call): Promise<StepResponse>;
   hashState(request: StepRequest, call: Call): Promise<HashStateResponse>;
@@ -156,6 +157,24 @@ export interface StatusResponse {
   phaseSeconds: number;
   residentBytes: number;
   readyShards: number;
+}
+
+export interface TraceRequest {
+  run: string;
+}
+
+export interface TraceResponse {
+  nowMs: number;
+  spans: TraceSpan[];
+}
+
+export interface TraceSpan {
+  name: string;
+  spanId: string;
+  parentId: string;
+  startMs: number;
+  endMs: number;
+  attributes: string;
 }
 
 export interface Round {

@@ -180,6 +180,10 @@ export class FakeWorker implements WorkerService {
     return { member: this.rank, generation, step: this.position?.step ?? 0, ...doing };
   }
 
+  async trace() {
+    return { nowMs: performance.timeOrigin + performance.now(), spans: [] };
+  }
+
   async prepare(request: PrepareRequest) {
     const before = this.prepared;
     this.prepared = request;

@@ -140,6 +140,7 @@ export class FaultProxy {
       };
     return {
       status: (request, call) => worker().status(request, call),
+      trace: (request, call) => worker().trace(request, call),
       async prepare(request, call) {
         await script.at('prepare', 0);
         return worker().prepare(request, call);

@@ -9,11 +9,14 @@ import type {
   StatusRequest,
   StatusResponse,
   StepRequest,
+  TraceRequest,
+  TraceResponse,
   WorkerService,
 } from '../proto/messages.ts';
 import { parts } from '../proto/parts.ts';
 import { requireSoundPrepare } from './bounds.ts';
 import type { Post } from './post.ts';
+import { TraceSpans } from './trace.ts';
 
 export interface ServiceOptions {
   /** The run and member number that joining gave; null before. */
@@ -40,6 +43,7 @@ export interface WorkerProgress {
 export class Service implements WorkerService {
   private readonly options: ServiceOptions;
   private post: Post | null = null;
+  private readonly spans = new TraceSpans();
   /** Settles when no post is being opened. */
   private opening: Promise<void> = Promise.resolve();
   /** The latest generation that this worker was told of. */
@@ -99,6 +103,11 @@ export class Service implements WorkerService {
     };
   }
 
+  async trace({ run }: TraceRequest): Promise<TraceResponse> {
+    this.requireRun(run, 'Trace');
+    return this.spans.take();
+  }
+
   async *readState(request: StepRequest): AsyncGenerator<Part> {
     yield* parts(request, bytesOf(await this.at(request).readState()));
   }
@@ -155,6 +164,7 @@ export class Service implements WorkerService {
   }
 
   async close(): Promise<void> {
+    this.spans.close();
     await this.opening;
     await this.post?.close();
   }
