@@ -109,7 +109,7 @@ function remedyFor(samples: number, fits: number | null, evaluated: number): str
   if (fits === 0) {
     return `Not even one sample fits beside evaluation.batch, ${evaluated}: lower that first, or use a machine with more memory.`;
   }
-  return `${fits} samples would fit: use at least ${Math.ceil(samples / fits)} times as many replicas, or set training.batch to at most ${fits} a replica.`;
+  return `${fits} samples would fit: use at least ${Math.ceil(samples / fits)} times as many replicas, or set training.batch to at most ${fits} a replica; or the same batch in training.microBatches, or with training.recompute.`;
 }
 
 function mebibytes(bytes: number): string {
