@@ -1,0 +1,182 @@
+/** The local overlay's pods as processes, through what happens to pods; each time the run ends with the very same weights. */
+import { createHash } from 'node:crypto';
+import { readdirSync, readFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { setTimeout } from 'node:timers/promises';
+import { stringify } from 'yaml';
+import { type Folder, temporaryFolder } from '../../rig/folder.ts';
+import { journalSteps } from '../../rig/journal.ts';
+import { writePatterns } from '../../rig/patterns.ts';
+import type { Manifest } from './control-plane.ts';
+import { named, render } from './manifests.ts';
+import { mountsIn, Network, PodProcess } from './pod-hosts.ts';
+import type { Report } from './report.ts';
+
+const INDEX = 'batch.kubernetes.io/job-completion-index';
+const LIMIT_MS = 240_000;
+
+type Disturb = (world: World) => Promise<void>;
+
+const DISTURBANCES: Record<string, Disturb> = {
+  'a node is lost in mid-epoch': async (world) => {
+    await world.trained(9);
+    await world.lose(1);
+  },
+  'a rolling restart, workers first': async (world) => {
+    for (const [index, step] of [
+      [0, 7],
+      [1, 14],
+    ] as const) {
+      await world.trained(step);
+      world.workers[index]!.kill('SIGTERM');
+    }
+    await world.trained(20);
+    world.coordinator.kill('SIGTERM');
+  },
+  'SIGTERM to all at once': async (world) => {
+    await world.trained(11);
+    for (const pod of [world.coordinator, ...world.workers]) pod.kill('SIGTERM');
+  },
+};
+
+export async function checkPods(report: Report): Promise<void> {
+  const manifests = await render('local');
+  let expected = '';
+  await report.check('undisturbed: ready while it trains, workers end with 0, the coordinator stays', async () => {
+    expected = await World.play(manifests, async (world) => {
+      await world.trained(5);
+      for (const pod of [world.coordinator, ...world.workers]) {
+        if (!(await pod.answers('livenessProbe')) || !(await pod.answers('readinessProbe'))) {
+          throw new Error(`a probe fails:\n${pod.output}`);
+        }
+      }
+    });
+  });
+  for (const [what, disturb] of Object.entries(DISTURBANCES)) {
+    await report.check(`${what}: the run ends with the same weights, bit for bit`, async () => {
+      const found = await World.play(manifests, disturb);
+      if (found !== expected) throw new Error(`state ${found}, undisturbed ${expected}`);
+    });
+  }
+}
+
+/** A coordinator and two workers, and a kubelet and a Job controller that start again what ends. */
+class World {
+  coordinator!: PodProcess;
+  readonly workers: PodProcess[] = [];
+  private readonly manifests: Manifest[];
+  private readonly network: Network;
+  private readonly folder: Folder;
+  private readonly done = [0, 1].map(() => Promise.withResolvers<void>());
+  private readonly lost = new Set<PodProcess>();
+  private readonly all: PodProcess[] = [];
+  private over = false;
+
+  /** @returns a hash of the last checkpoint's tensors */
+  static async play(manifests: Manifest[], disturb: Disturb): Promise<string> {
+    await using folder = temporaryFolder('braid-pods-');
+    await using network = await Network.open();
+    const world = new World(manifests, network, folder);
+    const late = setTimeout(LIMIT_MS, undefined, { ref: false }).then(() => {
+      throw new Error(`not done within ${LIMIT_MS / 1000} s:\n${world.all.map((pod) => pod.output).join('\n--\n')}`);
+    });
+    try {
+      return await Promise.race([world.run(disturb), late]);
+    } finally {
+      world.over = true;
+      for (const pod of world.all) pod.kill('SIGKILL');
+      await Promise.all(world.all.map(({ ended }) => ended));
+    }
+  }
+
+  private constructor(manifests: Manifest[], network: Network, folder: Folder) {
+    this.manifests = manifests;
+    this.network = network;
+    this.folder = folder;
+    for (const { promise } of this.done) promise.catch(() => {}); // awaited when the disturbance is over
+    folder.write('etc/braid/token/token', 'a-token-of-the-checks');
+    folder.write('etc/braid/recipe/recipe.yaml', stringify(recipeIn(folder)));
+  }
+
+  /** Returns when so many steps have been committed. */
+  async trained(steps: number): Promise<void> {
+    while (!this.over && journalSteps(join(this.folder.path, 'data/runs/pods')).length < steps) await setTimeout(50);
+  }
+
+  /** The node of a worker's is gone, and another takes its place. */
+  async lose(index: number): Promise<void> {
+    const pod = this.workers[index]!;
+    this.lost.add(pod);
+    await this.network.cut(pod.space);
+    pod.kill('SIGKILL');
+    await this.startWorker(index);
+  }
+
+  private async run(disturb: Disturb): Promise<string> {
+    await this.startWorker(0); // in any order
+    await this.startCoordinator();
+    await this.startWorker(1);
+    await disturb(this);
+    await Promise.all(this.done.map(({ promise }) => promise));
+    if (!(await this.coordinator.answers('readinessProbe')))
+      throw new Error('the coordinator is not ready when all is done');
+    this.over = true;
+    this.coordinator.kill('SIGTERM');
+    const code = await this.coordinator.ended;
+    if (code !== 0) throw new Error(`the coordinator ended with ${code}:\n${this.coordinator.output}`);
+    const checkpoints = join(this.folder.path, 'data/runs/pods/checkpoints');
+    const last = join(checkpoints, readdirSync(checkpoints).sort().at(-1)!);
+    const hash = createHash('sha256');
+    for (const file of ['model', 'optimizer']) hash.update(readFileSync(join(last, `${file}.safetensors`)));
+    return hash.digest('hex');
+  }
+
+  private async startCoordinator(): Promise<void> {
+    const { spec } = named(this.manifests, 'StatefulSet', 'braid-coordinator').spec.template;
+    const name = 'braid-coordinator-0.braid-coordinator.braid.svc';
+    this.coordinator = await PodProcess.start(this.network, name, spec, {
+      labels: {},
+      mounts: mountsIn(this.folder.path),
+    });
+    this.all.push(this.coordinator);
+    void this.coordinator.ended.then(async () => {
+      if (!this.over) await this.startCoordinator();
+    });
+  }
+
+  private async startWorker(index: number): Promise<void> {
+    const { spec } = named(this.manifests, 'Job', 'braid-worker').spec.template;
+    const name = `braid-worker-${index}.braid-worker.braid.svc`;
+    const labels = { [INDEX]: String(index) };
+    const pod = await PodProcess.start(this.network, name, spec, { labels, mounts: mountsIn(this.folder.path) });
+    this.all.push(pod);
+    this.workers[index] = pod;
+    void pod.ended.then(async (code) => {
+      if (this.over || this.lost.has(pod)) return;
+      if (code === 0) this.done[index]!.resolve();
+      else if (code === 1) this.done[index]!.reject(new Error(`worker ${index} ended with 1:\n${pod.output}`));
+      else await this.startWorker(index);
+    });
+  }
+}
+
+function recipeIn(folder: Folder): object {
+  return {
+    name: 'pods',
+    data: {
+      format: 'idx',
+      path: writePatterns(folder, 250, 90),
+      classes: 4,
+      mean: [100],
+      std: [70],
+      augment: { pad: 1, flip: false },
+    },
+    branches: [{ network: 'resnet', depth: 8, width: 4, count: 2 }],
+    method: { name: 'ffl', rampUp: { kind: 'constant', value: 0.5 } },
+    training: { epochs: 8, batch: 64, milestones: [4] },
+    evaluation: { batch: 32 },
+    cluster: { replicas: 2, heartbeatSeconds: 0.5, heartbeatMisses: 6 },
+    checkpoint: { everySteps: 10 },
+    metrics: { logEverySteps: 1 },
+  };
+}
