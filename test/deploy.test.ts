@@ -5,6 +5,7 @@ import { fileURLToPath } from 'node:url';
 import test from 'ava';
 import { parseAllDocuments } from 'yaml';
 import { loadRecipe, workersOf } from '../core/recipe.ts';
+import { rulesPage } from '../deploy/kubernetes/components/monitoring/rules.ts';
 
 const ROOT = fileURLToPath(new URL('..', import.meta.url));
 const KUBERNETES = join(ROOT, 'deploy/kubernetes');
@@ -131,4 +132,12 @@ test('every error code has a section in the page about troubleshooting, and no o
   const page = readFileSync(join(ROOT, 'docs/troubleshooting.md'), 'utf8');
   t.true(codes.length > 10);
   t.deepEqual([...page.matchAll(/^## ([A-Z_]+)$/gm)].map(([, code]) => code).sort(), codes.sort());
+});
+
+test('the PrometheusRule is in step with deploy/prometheus, and every dashboard is brought along', (t) => {
+  t.is(readFileSync(join(KUBERNETES, 'components/monitoring/rules.yaml'), 'utf8'), rulesPage());
+  const page = readFileSync(join(ROOT, 'deploy/grafana/kustomization.yaml'), 'utf8');
+  const dashboards = readdirSync(join(ROOT, 'deploy/grafana')).filter((file) => file.endsWith('.json'));
+  t.true(dashboards.length > 0);
+  for (const file of dashboards) t.true(page.includes(`[${file}]`), file);
 });
