@@ -183,7 +183,7 @@ export async function runWorker(options: WorkerOptions): Promise<void> {
         joined = response;
         const { run, member } = response;
         lost = null;
-        log.info(`member ${member} of run ${run}`, { address, exchange: exchange.address });
+        log.info(`member ${member} of run ${run}`, { address: offer.address, exchange: offer.exchangeAddress });
       }
       break;
     } catch (thrown) {

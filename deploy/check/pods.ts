@@ -45,11 +45,11 @@ export async function checkPods(report: Report): Promise<void> {
   await report.check('undisturbed: ready while it trains, workers end with 0, the coordinator stays', async () => {
     expected = await World.play(manifests, async (world) => {
       await world.trained(5);
-      for (const pod of [world.coordinator, ...world.workers]) {
-        if (!(await pod.answers('livenessProbe')) || !(await pod.answers('readinessProbe'))) {
-          throw new Error(`a probe fails:\n${pod.output}`);
-        }
-      }
+      const asked = [world.coordinator, ...world.workers].map(async (pod) => {
+        const [lives, ready] = await Promise.all([pod.answers('livenessProbe'), pod.answers('readinessProbe')]);
+        if (!lives || !ready) throw new Error(`live: ${lives}, ready: ${ready}:\n${pod.output}`);
+      });
+      await Promise.all(asked);
     });
   });
   for (const [what, disturb] of Object.entries(DISTURBANCES)) {
@@ -173,8 +173,8 @@ function recipeIn(folder: Folder): object {
     },
     branches: [{ network: 'resnet', depth: 8, width: 4, count: 2 }],
     method: { name: 'ffl', rampUp: { kind: 'constant', value: 0.5 } },
-    training: { epochs: 8, batch: 64, milestones: [4] },
-    evaluation: { batch: 32 },
+    training: { epochs: 24, batch: 64, milestones: [12] },
+    evaluation: { batch: 32, everyEpochs: 8 },
     cluster: { replicas: 2, heartbeatSeconds: 0.5, heartbeatMisses: 6 },
     checkpoint: { everySteps: 10 },
     metrics: { logEverySteps: 1 },
