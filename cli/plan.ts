@@ -5,6 +5,7 @@ import { methodThreadsOf } from '../coordinator/method.ts';
 import { BraidError } from '../core/errors.ts';
 import type { Recipe } from '../core/recipe.ts';
 import { openDataset } from '../input/dataset.ts';
+import { BYTES_A_SAMPLE } from '../input/shard.ts';
 import { calibrate, calibrated, readCalibrations } from '../sizing/calibration.ts';
 import { type DeviceSpec, deviceNamed, netNamed } from '../sizing/devices.ts';
 import { type Advice, advise, type Cluster, type Placement, type Prediction, predict } from '../sizing/model.ts';
@@ -160,8 +161,14 @@ ${samples}        on a machine of the kind: braid plan <recipe> --gpu ${device.n
 `;
 }
 
+/** Where workers read samples themselves, their numbers are all that is sent. */
+async function shapeOf(recipe: Recipe): Promise<Shape> {
+  const shape = await whole(recipe);
+  return recipe.data.send === 'ids' ? { ...shape, sampleBytes: BYTES_A_SAMPLE } : shape;
+}
+
 /** Of what the network sees. Data are opened only where the recipe does not say it all, and need not be here for ImageNet's. */
-async function shapeOf({ data }: Recipe): Promise<Shape> {
+async function whole({ data }: Recipe): Promise<Shape> {
   if (data.format === 'cifar10' || data.format === 'cifar100') {
     const classes = data.classes ?? (data.format === 'cifar10' ? 10 : 100);
     return { image: { height: 32, width: 32, channels: 3 }, classes, sampleBytes: 3 * 32 * 32 };

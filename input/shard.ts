@@ -24,7 +24,7 @@ export interface EncodedShard {
 const MAGIC = 0x31485342; // "BSH1"
 const HEADER_WORDS = 10;
 const HEADER_BYTES = 4 * HEADER_WORDS;
-const BYTES_A_SAMPLE = 12; // id, label, length
+export const BYTES_A_SAMPLE = 12; // id, label, length
 const MAX_SAMPLES = 1 << 20; // far beyond any batch: a larger count is damage
 const MAX_SIDE = 1 << 14; // pixels
 const MAX_CHANNELS = 4;

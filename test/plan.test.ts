@@ -130,3 +130,24 @@ test('the command says that it predicts, what it assumes, and the same in JSON',
   await t.throwsAsync(run('--gpus', 'many'), { message: /--gpus many: expected a whole number/ });
   await t.throwsAsync(run(), { message: /--gpus is missing/ });
 });
+
+test('where workers read samples themselves, the coordinator sends next to nothing', async (t) => {
+  const ids = [
+    '--set',
+    'data.format=indexed',
+    '--set',
+    'data.send=ids',
+    '--set',
+    'data.path=a.index',
+    '--set',
+    'data.testPath=b.index',
+  ];
+  const sent = async (...set: string[]) => {
+    const imagenet = fileURLToPath(new URL('../recipes/imagenet-vanilla-resnet34.yaml', import.meta.url));
+    const args = [BRAID, 'plan', imagenet, '--gpus', '2', '--json', ...set];
+    const { sizes } = JSON.parse((await promisify(execFile)(process.execPath, args)).stdout);
+    return sizes[1].together.coordinator.linkBytes as number;
+  };
+  t.is(await sent(...ids), 256 * 12);
+  t.is(await sent(), 256 * 108_000);
+});
