@@ -219,6 +219,8 @@ export const recipeSchema = z.strictObject({
         flip: z.boolean().default(true),
       })
       .prefault({}),
+    /** Each branch has its own random crop, flip and colours of an image, in place of the same for all. Takes `trunk: none`. */
+    perBranch: z.boolean().default(false),
     /** For `folder` and `indexed` only: images of any size, of which a random part is brought to one size; null: all have one size. */
     resizedCrop: resizedCropSchema.nullable().default(null),
   }),
@@ -510,6 +512,11 @@ function contradictions(recipe: Recipe): string[] {
   const { epochs, warmUp } = recipe.training;
   if (warmUp.epochs >= epochs)
     problems.push(`training.warmUp.epochs: ${warmUp.epochs}, but the run has ${epochs}: nothing is left to train`);
+  if (recipe.data.perBranch && recipe.trunk === 'shared') {
+    problems.push(
+      'data.perBranch: branches that share a trunk see the same pixels: set trunk to none, or perBranch to false',
+    );
+  }
   if (recipe.data.send === 'ids' && format !== 'indexed') {
     problems.push(`data.send: ids, but format ${format} has no index: set format to indexed, or send to bytes`);
   }

@@ -188,7 +188,7 @@ class ProgramBuilder {
   private compute(round: number, name: string, n: number): void {
     const { c } = this;
     c.phase(trainingPhase('compute', round, n), () => {
-      const images = this.images(n);
+      const images = this.replicaImages(n);
       const { crossEntropy, distillWeight, shardWeight } = this.trainingFeeds(n);
       const { builders, learning } = this.training(name);
       let losses: Tensor | undefined;
@@ -230,7 +230,7 @@ class ProgramBuilder {
     const { batch } = recipe.evaluation;
     this.c.phase('evaluate', () => {
       const evaluated = this.evaluated();
-      const images = role.kind === 'replica' ? this.images(batch) : null;
+      const images = role.kind === 'replica' ? this.sameImages(this.images(batch)) : null;
       const fed = images === null ? this.outputFeeds(batch, evaluated.length) : null;
       const labels = this.c.feed('labels', [batch], 'int32');
       const scores = evaluated.map(({ prefix, fixed }, i) => {
@@ -243,10 +243,10 @@ class ProgramBuilder {
 
   // ---------------------------------------------------------------------------------------------- networks
 
-  /** Every branch's outputs for the same images. @param round null: evaluation */
-  private replica(builders: Builders, images: Tensor, round: string | null): BranchOutputs[] {
-    const trunk = this.shared ? this.trunk(builders, images, 0, round) : null;
-    return this.cuts.map((_, k) => this.branch(builders, trunk ?? this.trunk(builders, images, k, round), k, round));
+  /** Every branch's outputs. @param images by branch: a shared trunk sees the first's   @param round null: evaluation */
+  private replica(builders: Builders, images: Tensor[], round: string | null): BranchOutputs[] {
+    const trunk = this.shared ? this.trunk(builders, images[0]!, 0, round) : null;
+    return images.map((seen, k) => this.branch(builders, trunk ?? this.trunk(builders, seen, k, round), k, round));
   }
 
   private ownBranch(builders: Builders, images: Tensor, k: number, round: string | null): BranchOutputs {
@@ -472,6 +472,20 @@ class ProgramBuilder {
   private learns(name: string, round: string): boolean {
     const owner: Owner = { branch: branchNumber(name), head: this.heads.has(name) };
     return this.method.learns?.(owner, round) ?? true;
+  }
+
+  /** By branch: all see the same, or (data.perBranch) each what is augmented for it; a sample's images are one after another. */
+  private replicaImages(n: number): Tensor[] {
+    const branches = this.cuts.length;
+    if (!this.options.recipe.data.perBranch) return this.sameImages(this.images(n));
+    const images = this.images(n * branches);
+    const shape: [number, number, number, number] = [n, ...(images.shape.slice(1) as [number, number, number])];
+    const bySample = tf.reshape(images, [n, branches, images.size / (n * branches)]);
+    return tf.split(bySample, branches, 1).map((seen) => tf.reshape(seen, shape));
+  }
+
+  private sameImages(images: Tensor): Tensor[] {
+    return this.cuts.map(() => images);
   }
 
   /** Fed as bytes, normalised here: (x - mean) / std on the 0..255 scale. */

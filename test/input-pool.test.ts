@@ -5,6 +5,7 @@ import { BraidError } from '../core/errors.ts';
 import type { EncodedShard } from '../input/shard.ts';
 import { Augmenter, drawCrop } from '../worker/input/augment.ts';
 import { decodeImage } from '../worker/input/decode.ts';
+import type { Eye } from '../worker/input/eye.ts';
 import { InputPool } from '../worker/input/pool.ts';
 
 const fixed = { resizedCrop: null, onBadSample: 'fail' } as const;
@@ -59,6 +60,33 @@ async function prepared(
     await pool.close();
   }
 }
+
+test('augmented for several branches, each has the pixels that it would have alone, its bad samples replaced alike', async (t) => {
+  const jpegs = [1, 2, 3].map((i) => {
+    const pixels = Buffer.from(Uint8Array.from({ length: imageBytes }, (_, at) => 11 * i * at));
+    const { height, width } = image;
+    return turbo.compressSync(pixels, { format: turbo.FORMAT_RGB, width, height, subsampling: turbo.SAMP_444 });
+  });
+  const records = [...jpegs.slice(0, 2), new Uint8Array(3), jpegs[2]!];
+  const shard: EncodedShard = { ...rawShard(4), encoding: 'image-file', records };
+  const seenBy = async (eyes: Eye[]) => {
+    const pool = new InputPool({ ...fixed, onBadSample: 'skip', threads: 2, seed: 3, augment, buffers: 1, eyes });
+    const { images, labels } = await pool.prepare(shard);
+    await pool.close();
+    return { images: images.slice(), labels };
+  };
+  const [both, first, second, all] = await Promise.all([seenBy([0, 1]), seenBy([0]), seenBy([1]), seenBy(['all'])]);
+  const of = (seen: Uint8Array, i: number) => seen.subarray(i * imageBytes, (i + 1) * imageBytes);
+  for (const i of [0, 1, 2, 3]) {
+    t.deepEqual(of(both!.images, 2 * i), of(first!.images, i));
+    t.deepEqual(of(both!.images, 2 * i + 1), of(second!.images, i));
+  }
+  t.deepEqual(both!.labels, all!.labels);
+  t.is(new Set([first!, second!, all!].map(({ images }) => Buffer.from(images).toString('base64'))).size, 3);
+  for (const { images } of [first!, second!]) {
+    t.deepEqual(images.subarray(2 * imageBytes, 3 * imageBytes), images.subarray(3 * imageBytes));
+  }
+});
 
 test('a shard has the same pixels whether 1 thread prepares it or 3, and in whichever shard its samples come', async (t) => {
   const shard = rawShard(11);

@@ -114,6 +114,10 @@ test('a view is a function of seed, epoch, sample and size, inside the image, an
     fc.property(imageSizes, fc.nat(), fc.nat(500), fc.nat(), (image, seed, epoch, sample) => {
       const view = drawView(options, true, seed, epoch, sample, image);
       t.deepEqual(drawView(options, true, seed, epoch, sample, image), view);
+      const own = [0, 1, 1].map((branch) => drawView(options, true, seed, epoch, sample, image, branch).jitter);
+      t.deepEqual(own[1], own[2]);
+      t.notDeepEqual(own[0], own[1]);
+      t.notDeepEqual(own[0], view.jitter);
       t.deepEqual(drawView(options, false, seed, epoch, sample, image), { ...view, mirrored: false });
       const { top, left, height, width } = view.box;
       t.true(top >= 0 && left >= 0 && height >= 1 && width >= 1);

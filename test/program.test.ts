@@ -130,16 +130,27 @@ test('the parameter counts of the literature', (t) => {
   t.is(count({ branches: [{ network: 'resnet', depth: 32, count: 2 }] }, 'fusion'), 16_228);
 });
 
-for (const trunk of ['shared', 'none']) {
+for (const [trunk, perBranch] of [
+  ['shared', false],
+  ['none', false],
+  ['none', true],
+] as const) {
   for (const branches of [1, 2, 5]) {
-    test(`split equals together: ${branches} branches, trunk ${trunk}`, (t) => {
+    const eyes = perBranch ? ', each with its own pixels' : '';
+    test(`split equals together: ${branches} branches, trunk ${trunk}${eyes}`, (t) => {
       const method = branches > 1 ? { name: 'ffl' } : { name: 'vanilla' };
       const recipe = recipeOf({
         branches: [{ network: 'resnet', depth: 8, width: 4, count: branches }],
         trunk,
         method,
+        data: { format: 'cifar10', path: 'unused', mean: [120, 121, 122], std: [60, 61, 62], perBranch },
       });
-      const { images, labels } = batch(2);
+      const { labels } = batch(2);
+      const seen = Array.from({ length: branches }, (_, k) => batch(perBranch ? 2 + k : 2).images);
+      // By sample, then by branch.
+      const size = seen[0]!.length / n;
+      const bySample = Array.from({ length: n }, (_, i) => seen.map((of) => of.subarray(i * size, (i + 1) * size)));
+      const images = perBranch ? Uint8Array.from(Buffer.concat(bySample.flat())) : seen[0]!;
       const open = (role: Role) => {
         const { graph, program } = buildProgram(optionsOf(recipe, role));
         const session = new Session(graph);
@@ -156,7 +167,7 @@ for (const trunk of ['shared', 'none']) {
       const host = open({ kind: 'method' });
       const feeds: Record<string, Feed> = { labels, distillWeight: 0.5, shardWeight: 1 };
       workers.forEach(({ session }, k) => {
-        feeds[`outputs.${k}`] = session.run(`forward@${n}`, { images })['outputs']!;
+        feeds[`outputs.${k}`] = session.run(`forward@${n}`, { images: seen[k]! })['outputs']!;
       });
       const fused = host.session.run(`fuse@${n}`, feeds);
       t.true(relativeDifference(fused['losses']!, together['losses']!) < 1e-5);

@@ -139,6 +139,10 @@ const wrong: Record<string, [object, RegExp]> = {
     { data: { ...sound.data, testPath: 't' } },
     /data\.testPath: only for format folder and indexed/,
   ],
+  'own pixels for branches that share a trunk': [
+    { data: { ...sound.data, perBranch: true } },
+    /data\.perBranch: branches that share a trunk see the same pixels: set trunk to none/,
+  ],
   'sample ids for a format without an index': [
     { data: { ...sound.data, send: 'ids' } },
     /data\.send: ids, but format idx has no index: set format to indexed/,

@@ -7,7 +7,7 @@
  */
 import { isDeepStrictEqual } from 'node:util';
 import { BraidError } from '../core/errors.ts';
-import { checkRecipe, type Recipe } from '../core/recipe.ts';
+import { branchesOf, checkRecipe, type Recipe } from '../core/recipe.ts';
 import { distinctMicroSizes, microSizes, shardBounds } from '../core/sampler.ts';
 import { within } from '../core/spans.ts';
 import { shardBytes } from '../input/shard.ts';
@@ -31,6 +31,7 @@ import type {
 } from '../proto/messages.ts';
 import { collect } from '../proto/parts.ts';
 import type { Exchange } from './exchange/exchange.ts';
+import type { Eye } from './input/eye.ts';
 import { InputPool, type ReadyShard } from './input/pool.ts';
 import { closeOwnData, type OwnData, openOwnData } from './own-data.ts';
 import { ShardReader } from './shards.ts';
@@ -105,7 +106,12 @@ export class Post {
     // One buffer is in use by the device while the others fill.
     const { augment, resizedCrop } = recipe.data;
     const pool = { threads, seed: recipe.seed, resizedCrop, buffers: prefetch + 1 };
-    this.trainPool = new InputPool({ ...pool, onBadSample: recipe.data.onBadSample, augment });
+    this.trainPool = new InputPool({
+      ...pool,
+      onBadSample: recipe.data.onBadSample,
+      augment,
+      eyes: eyesOf(recipe, this.request),
+    });
     this.testPool = new InputPool({ ...pool, onBadSample: 'fail', augment: null });
     if (position !== null) this.goOnFrom(position);
   }
@@ -385,8 +391,7 @@ export class Post {
 
   /** The shard's micro-batches, in order, each with its part of the shard's samples. */
   private piecesOf({ images, labels }: ReadyShard): { images: Uint8Array; labels: Int32Array; part: number }[] {
-    const { height, width, channels } = this.request;
-    const bytes = height * width * channels;
+    const bytes = images.length / labels.length; // of all that the worker's branches see of a sample
     const count = microSizes(labels.length, this.recipe.training.microBatches).length;
     return Array.from({ length: count }, (_, i) => {
       const [first, end] = shardBounds(labels.length, count, i);
@@ -450,6 +455,12 @@ async function inherit(
     await device.close();
     throw error;
   }
+}
+
+/** Those of the branches that the worker holds. */
+function eyesOf(recipe: Recipe, { branch }: PrepareRequest): Eye[] {
+  if (!recipe.data.perBranch) return ['all'];
+  return branch === undefined ? branchesOf(recipe).map((_, k) => k) : [branch];
 }
 
 function exchangePlan(request: PrepareRequest, program: Program, { wire }: Recipe['cluster']) {

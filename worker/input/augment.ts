@@ -2,9 +2,9 @@
  * Pad, flip, crop: He et al. 2016, section 4.2, with FFL's reflected padding, in the order of its code. Works on u8, before
  * normalisation, and writes the crop straight from the source: the padded image never exists.
  */
-import { Random, Stream } from '../../core/random.ts';
 import type { Recipe } from '../../core/recipe.ts';
 import type { ImageShape } from '../../input/dataset.ts';
+import { augmentRandom, type Eye } from './eye.ts';
 
 export type AugmentOptions = Recipe['data']['augment'];
 
@@ -18,9 +18,18 @@ export interface Crop {
 
 const OUTSIDE = -1; // in a map: a padded pixel that has no source and is 0
 
-/** The draw that belongs to a sample in an epoch: the same on every worker. Top, left and flip are drawn in this order. */
-export function drawCrop({ pad, flip }: AugmentOptions, seed: number, epoch: number, sampleId: number): Crop {
-  const random = new Random(Stream.AUGMENT, seed, epoch, sampleId);
+/**
+ * The draw that belongs to a sample in an epoch: the same on every worker. Top, left and flip are drawn in this order.
+ * @param eye whose draw it is
+ */
+export function drawCrop(
+  { pad, flip }: AugmentOptions,
+  seed: number,
+  epoch: number,
+  sampleId: number,
+  eye: Eye = 'all',
+): Crop {
+  const random = augmentRandom(seed, epoch, sampleId, eye);
   const top = random.int(2 * pad + 1);
   const left = random.int(2 * pad + 1);
   return { top, left, flip: random.int(2) === 1 && flip };

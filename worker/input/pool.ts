@@ -10,6 +10,7 @@ import { standIns } from '../../core/stand-ins.ts';
 import type { EncodedShard } from '../../input/shard.ts';
 import type { AugmentOptions } from './augment.ts';
 import { CLOSING, newControl, RUNNING } from './control.ts';
+import type { Eye } from './eye.ts';
 import { alignedSharedBuffer } from './shared-buffer.ts';
 import type { InputFailure, InputTask } from './task.ts';
 
@@ -24,6 +25,8 @@ export interface InputPoolOptions {
   augment: AugmentOptions | null;
   /** null: all images are of one size. */
   resizedCrop: ResizedCrop | null;
+  /** For whom each sample is augmented; default: once, for all. */
+  eyes?: Eye[];
   /** What becomes of a sample that cannot be decoded: the shard fails, or another sample of it stands in. */
   onBadSample: 'fail' | 'skip';
   /** Shards in preparation or in use at a time, at least 1. Memory: each as large as the largest shard, twice. */
@@ -32,7 +35,7 @@ export interface InputPoolOptions {
 
 export interface ReadyShard {
   step: number;
-  /** u8[n*H*W*C], NHWC. A view of a shared, 64-byte aligned buffer: valid until release(). */
+  /** u8[n*eyes*H*W*C], NHWC, what each eye sees of a sample one after another. A view of a shared, 64-byte aligned buffer: valid until release(). */
   images: Uint8Array<SharedArrayBuffer>;
   /** i32[n]. The shard's own: valid for good. */
   labels: Int32Array;
@@ -84,7 +87,7 @@ export class InputPool {
       if (!released) this.give(slot);
       released = true;
     };
-    const images = slot.images(imageBytesOf(shard));
+    const images = slot.images(this.imageBytesOf(shard));
     const labels = shard.labels.slice();
     const size = images.length / labels.length;
     for (const [place, other] of standIns(
@@ -122,7 +125,7 @@ export class InputPool {
     const { seed, augment, resizedCrop, threads } = this.options;
     const samples = records.length;
     const input = slot.load(sampleIds, records);
-    const images = slot.images(imageBytesOf(shard));
+    const images = slot.images(this.imageBytesOf(shard));
     const chunks = Math.min(threads, samples);
     const bound = (chunk: number) => Math.floor((chunk * samples) / chunks);
     // All chunks end before any failure is told: a slot that is given back must not be written to any more.
@@ -140,6 +143,7 @@ export class InputPool {
           seed,
           epoch,
           augment,
+          eyes: this.eyes,
           resizedCrop,
         }),
       ),
@@ -152,6 +156,14 @@ export class InputPool {
       throw undecodable(shard, bad[0]!);
     }
     return bad;
+  }
+
+  private get eyes(): Eye[] {
+    return this.options.eyes ?? ['all'];
+  }
+
+  private imageBytesOf({ image, records }: EncodedShard): number {
+    return this.eyes.length * records.length * image.height * image.width * image.channels;
   }
 
   private take(): Promise<Slot> {
@@ -195,10 +207,6 @@ class Slot {
     if (this.pixels.byteLength < bytes) this.pixels = alignedSharedBuffer(bytes);
     return new Uint8Array(this.pixels, 0, bytes);
   }
-}
-
-function imageBytesOf({ image, records }: EncodedShard): number {
-  return records.length * image.height * image.width * image.channels;
 }
 
 function undecodable({ step, epoch }: EncodedShard, { sampleId, reason }: InputFailure): BraidError {

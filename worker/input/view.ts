@@ -1,10 +1,11 @@
 /**
  * Which part of an image of any size the network sees: in training torchvision's RandomResizedCrop, RandomHorizontalFlip
  * and ColorJitter, in evaluation its Resize and CenterCrop. Draws are pure functions of (seed, epoch, sample) and the
- * image's size, so that all branches and replicas see the same.
+ * image's size, so that all branches and replicas see the same; with data.perBranch of the branch as well.
  */
-import { Random, Stream } from '../../core/random.ts';
+import type { Random } from '../../core/random.ts';
 import type { ResizedCrop } from '../../core/recipe.ts';
+import { augmentRandom, type Eye } from './eye.ts';
 
 export interface Size {
   height: number;
@@ -44,8 +45,9 @@ export function drawView(
   epoch: number,
   sampleId: number,
   image: Size,
+  eye: Eye = 'all',
 ): View {
-  const random = new Random(Stream.AUGMENT, seed, epoch, sampleId);
+  const random = augmentRandom(seed, epoch, sampleId, eye);
   const box = drawBox(options, random, image);
   const mirrored = random.int(2) === 1 && flip;
   const size = { height: options.size, width: options.size };
