@@ -309,6 +309,8 @@ export const recipeSchema = z.strictObject({
       joinTimeoutSeconds: z.number().positive().default(120),
       /** Gradients between workers. `bf16`: half the bytes, for slow links; each is rounded, and so is their sum. */
       wire: z.enum(['f32', 'bf16']).default('f32'),
+      /** In `split`, feature maps and their cotangents while it trains. `bf16`: half the bytes, each rounded to the nearest once. */
+      featureWire: z.enum(['f32', 'bf16']).default('f32'),
       /** How long one phase of a step may take before the worker is given up. */
       stepTimeoutSeconds: z.number().positive().default(600),
       /** A worker is asked for a sign of life this often ... */

@@ -25,8 +25,10 @@ import {
   globalAveragePool,
   inTopK,
   logSoftmax,
+  packBf16,
   crossEntropy as perSampleCrossEntropy,
   stopGradient,
+  unpackBf16,
 } from './graph/ops.ts';
 import { crossEntropy } from './losses.ts';
 import {
@@ -319,25 +321,25 @@ class ProgramBuilder {
   private forwardBackward(round: number, name: string, k: number, n: number, slot: number): void {
     const { c } = this;
     const [forward, backward] = [trainingPhase('forward', round, n, slot), trainingPhase('backward', round, n, slot)];
-    const length = this.outputLength(k, n);
+    const length = this.wireLength(k, n);
     this.outputLengths[`train@${n}`] = length;
     const learns = this.rounds[round]!.gradientLength > 0;
     if (!learns) {
       c.phase(forward, () => {
         const { builders } = this.training(name);
-        return { outputs: this.flatOutputs(this.ownBranch(builders, this.images(n), k, name), k) };
+        return { outputs: this.pack(this.flatOutputs(this.ownBranch(builders, this.images(n), k, name), k), k, n) };
       });
       return;
     }
     c.continueIn(backward);
-    const cotangents = c.feed('cotangents', [length]);
+    const cotangents = this.unpack(c.feed('cotangents', [length]), k, n);
     const shardWeight = c.feed('shardWeight', []);
     c.continueIn(forward);
     const images = this.images(n);
     const { builders, learning } = this.training(name);
     const forwards = () => {
       const outputs = this.flatOutputs(this.ownBranch(builders, images, k, name), k);
-      c.fetch('outputs', outputs);
+      c.fetch('outputs', this.pack(outputs, k, n));
       c.continueIn(backward); // autodiff runs now, and is another session run
       return outputs;
     };
@@ -390,12 +392,56 @@ class ProgramBuilder {
     return this.outputShapes(k, n).reduce((sum, [, shape]) => sum + sizeOf(shape), 0);
   }
 
+  /**
+   * Flat outputs, or their cotangents, as they travel in training: with `featureWire: bf16` two values of the map in each f32's
+   * place, the last one with a zero where they are odd. The rest is small, and stays f32.
+   */
+  private pack(flat: Tensor, k: number, n: number): Tensor {
+    const sizes = this.wireSizes(k, n);
+    if (sizes.every(({ packed }) => !packed)) return flat;
+    const parts = tf.split(
+      flat,
+      sizes.map(({ size }) => size),
+    );
+    const wired = sizes.map(({ size, packed }, i) => {
+      const part = parts[i]!;
+      if (!packed) return part;
+      return packBf16(size % 2 === 0 ? part : tf.concat([part, tf.zeros([1])]));
+    });
+    return wired.length === 1 ? wired[0]! : tf.concat(wired);
+  }
+
+  private unpack(wired: Tensor, k: number, n: number): Tensor {
+    const sizes = this.wireSizes(k, n);
+    if (sizes.every(({ packed }) => !packed)) return wired;
+    const parts = tf.split(
+      wired,
+      sizes.map(({ words }) => words),
+    );
+    return tf.concat(
+      sizes.map(({ size, packed }, i) => (packed ? tf.slice(unpackBf16(parts[i]!), 0, size) : parts[i]!)),
+    );
+  }
+
+  private wireLength(k: number, n: number): number {
+    return this.wireSizes(k, n).reduce((sum, { words }) => sum + words, 0);
+  }
+
+  private wireSizes(k: number, n: number): { size: number; packed: boolean; words: number }[] {
+    const bf16 = this.options.recipe.cluster.featureWire === 'bf16';
+    return this.outputShapes(k, n).map(([name, shape]) => {
+      const size = sizeOf(shape);
+      const packed = bf16 && name === 'map';
+      return { size, packed, words: packed ? Math.ceil(size / 2) : size };
+    });
+  }
+
   // ---------------------------------------------------------------------------------------------- split: the method
 
   private fuse(round: number, name: string, n: number): void {
     const { c } = this;
     c.phase(trainingPhase('fuse', round, n), () => {
-      const flats = this.cuts.map((_, k) => c.feed(`outputs.${k}`, [this.outputLength(k, n)]));
+      const flats = this.cuts.map((_, k) => this.unpack(c.feed(`outputs.${k}`, [this.wireLength(k, n)]), k, n));
       const { crossEntropy, distillWeight, shardWeight } = this.trainingFeeds(n);
       const { builders, learning } = this.training(name);
       const taught = flats.flatMap((_, k) => (this.branchLearns(k, name) ? [k] : []));
@@ -410,7 +456,7 @@ class ProgramBuilder {
       });
       const fetches: Record<string, Tensor> = { losses: losses! };
       taught.forEach((k, i) => {
-        fetches[`cotangents.${k}`] = gradients[i]!;
+        fetches[`cotangents.${k}`] = this.pack(gradients[i]!, k, n);
       });
       const own = gradients.slice(taught.length);
       if (own.length > 0)

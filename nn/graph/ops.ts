@@ -89,6 +89,21 @@ export function stopGradient(x: Tensor): Tensor {
   return runStopGradient({ x });
 }
 
+const runBitcast = operation('Bitcast', {
+  run: (backend, { x }, { type }) =>
+    backend.executeSingleOutput('Bitcast', [T, typeAttr('type', type as number)], [x!]),
+});
+
+/** Only in a capture. @param x f32[n], n even   @returns f32[n / 2]: the memory of two bf16 each, rounded to nearest */
+export function packBf16(x: Tensor): Tensor {
+  return runBitcast({ x: tf.reshape(cast(x, 'f32', 'bf16'), [x.size / 2, 2]) }, { type: DType.FLOAT });
+}
+
+/** Only in a capture. @param words f32[n / 2], as packBf16 makes them   @returns f32[n] */
+export function unpackBf16(words: Tensor): Tensor {
+  return cast(tf.reshape(runBitcast({ x: words }, { type: DType.BFLOAT16 }), [2 * words.size]), 'bf16', 'f32');
+}
+
 const runAfter = operation('After', {
   run: (backend, { x, other }) =>
     backend === eagerBackend

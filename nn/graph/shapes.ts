@@ -165,10 +165,11 @@ const SHAPES: Record<string, ShapeFunction> = {
     const [at] = constant(axis!, 'axis');
     return like(x!, [...x!.shape.slice(0, at), ...indices!.shape, ...x!.shape.slice(at! + 1)]);
   },
-  /** To a smaller type: one more axis. Braid only ever narrows (i32 words to bytes or bf16). */
+  /** To a smaller type: one more axis; to a larger one: the last axis goes. */
   Bitcast: ([x], attrs) => {
     const { type } = attrs.type as { type: number };
-    return [{ shape: [...x!.shape, 4 / BYTES[type]!], dtype: type }];
+    const [from, to] = [BYTES[x!.dtype]!, BYTES[type]!];
+    return [{ shape: to < from ? [...x!.shape, from / to] : x!.shape.slice(0, -1), dtype: type }];
   },
   // Products.
   BatchMatMulV2: ([a, b], attrs) => {
