@@ -1,5 +1,5 @@
 /** What deploy/ says agrees with itself and with the code. `npm run check:deploy` shows it to real components. */
-import { existsSync, readdirSync, readFileSync } from 'node:fs';
+import { existsSync, readdirSync, readFileSync, statSync } from 'node:fs';
 import { dirname, join, relative } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import test from 'ava';
@@ -140,4 +140,23 @@ test('the PrometheusRule is in step with deploy/prometheus, and every dashboard 
   const dashboards = readdirSync(join(ROOT, 'deploy/grafana')).filter((file) => file.endsWith('.json'));
   t.true(dashboards.length > 0);
   for (const file of dashboards) t.true(page.includes(`[${file}]`), file);
+});
+
+test('the image holds every folder that a command imports from', (t) => {
+  const kept = readFileSync(join(ROOT, '.dockerignore'), 'utf8').split('\n');
+  const folders = kept.filter((line) => line.startsWith('!')).map((line) => line.slice(1));
+  const sources = folders.filter((folder) => statSync(join(ROOT, folder)).isDirectory() && folder !== 'setup');
+  for (const folder of sources) {
+    for (const file of readdirSync(join(ROOT, folder), { recursive: true, encoding: 'utf8' })) {
+      if (!file.endsWith('.ts')) continue;
+      const path = join(ROOT, folder, file);
+      for (const [, name] of readFileSync(path, 'utf8').matchAll(/^(?:import .*|\}) from '(\.[^']+)'/gm)) {
+        const target = relative(ROOT, join(dirname(path), name!));
+        t.true(
+          folders.some((kept) => target.startsWith(`${kept}/`)),
+          `${folder}/${file} imports ${target}`,
+        );
+      }
+    }
+  }
 });
