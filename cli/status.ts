@@ -14,6 +14,11 @@ import { TLS, TOKEN_FILE, tlsOf, tokenOf } from './trust.ts';
 const USAGE = 'braid status --coordinator <host:port | unix:/path> [--watch] [--tls <folder>] [--token-file <file>]';
 const ANSWER_TIMEOUT_MS = 5_000;
 const REFRESH_MS = 1_000;
+/** Of a page, besides those of workers and events. */
+const OTHER_LINES = 6;
+const BAR_CELLS = 20;
+/** Above the usual cluster.heartbeatSeconds, and then some. */
+const SILENT_SECONDS = 5;
 
 const OPTIONS = {
   coordinator: { type: 'string' },
@@ -42,8 +47,9 @@ export async function status(argv: string[], { orderly }: Interrupts): Promise<n
     const call = { signal: orderly, timeoutMs: ANSWER_TIMEOUT_MS };
     await client.ready(call);
     for (;;) {
-      const page = statusPage(await client.watch({}, call));
-      process.stdout.write(values.watch && process.stdout.isTTY ? `\x1b[H\x1b[2J${page}` : page);
+      const run = await client.watch({}, call);
+      if (!values.watch || !process.stdout.isTTY) process.stdout.write(statusPage(run));
+      else process.stdout.write(redrawn(statusPage(run, process.stdout.rows - OTHER_LINES - run.events.length)));
       if (!values.watch) return 0;
       await setTimeout(REFRESH_MS, undefined, { signal: orderly }).catch(() => {});
       if (orderly.aborted) return 0;
@@ -53,33 +59,79 @@ export async function status(argv: string[], { orderly }: Interrupts): Promise<n
   }
 }
 
-export function statusPage(run: WatchResponse): string {
-  const rate =
-    run.imagesPerSecond > 0 ? `${Math.round(run.imagesPerSecond)} images/s, ${duration(run.secondsLeft)} left` : '';
-  const rows = [
-    ['worker', 'rank', 'host', 'pid', 'device', 'state', 'step', 'doing', 'memory', 'ready', 'seen'],
-    ...run.members.map(rowOf),
-  ];
-  return `
-${run.run}  step ${run.step}/${run.steps}  epoch ${run.epoch + 1}/${run.epochs}  generation ${run.generation}  ${rate}
+/** In place of the page before, without clearing it first: that would flicker. */
+function redrawn(page: string): string {
+  return `\x1b[H${page.replaceAll('\n', '\x1b[K\n')}\x1b[J`;
+}
 
-${columns(rows)}
+const HEAD = [
+  'worker',
+  'rank',
+  'host',
+  'pid',
+  'device',
+  'state',
+  'step',
+  'doing',
+  'images/s',
+  'memory',
+  'GPU',
+  'ready',
+];
+
+/** @param room lines that there are for workers: those to look at first stay, and how many are left out is said */
+export function statusPage(run: WatchResponse, room = Number.POSITIVE_INFINITY): string {
+  const { step, steps, epoch, epochs, generation, imagesPerSecond, secondsLeft } = run;
+  const rate = imagesPerSecond > 0 ? `${Math.round(imagesPerSecond)} images/s, ${duration(secondsLeft)} left` : '';
+  const members = run.members.toSorted((a, b) => worry(b) - worry(a) || orderOf(a) - orderOf(b));
+  const shown = members.length > room ? members.slice(0, Math.max(1, room - 1)) : members;
+  const more = members.length - shown.length;
+  return `
+${run.run}  ${bar(step / steps)} step ${step}/${steps}  epoch ${epoch + 1}/${epochs}  generation ${generation}  ${rate}
+
+${columns([[...HEAD, 'lag', 'seen'], ...shown.map(rowOf)])}${more > 0 ? `  and ${more} more\n` : ''}
 ${run.events.map((event) => `  ${event}\n`).join('')}`;
 }
 
-function rowOf({ member, rank, host, pid, device, state, status, seenSeconds, slow }: MemberStatus): string[] {
-  const { step = 0, phase = '', phaseSeconds = 0, residentBytes = 0, readyShards = 0 } = status ?? {};
+function bar(done: number): string {
+  const full = Math.round(BAR_CELLS * Math.min(1, done || 0));
+  return `[${'#'.repeat(full)}${'.'.repeat(BAR_CELLS - full)}]`;
+}
+
+/** Who is to be looked at first. */
+function worry({ seenSeconds, slow, state }: MemberStatus): number {
+  if (seenSeconds > SILENT_SECONDS) return 3;
+  return slow ? 2 : state === 'training' ? 0 : 1;
+}
+
+/** By rank; who has none comes after. */
+function orderOf({ rank, member }: MemberStatus): number {
+  return rank ?? 1e6 + member;
+}
+
+function rowOf(of: MemberStatus): string[] {
+  const { member, rank, host, pid, device, state, status, seenSeconds, slow, imagesPerSecond } = of;
+  const { step = 0, phase = '', phaseSeconds = 0, readyShards = 0, eventLoopLagSeconds = 0 } = status ?? {};
+  const { residentBytes = 0, deviceBytes = 0 } = status ?? {};
+  const silent = seenSeconds > SILENT_SECONDS ? ', silent' : '';
   return [
     `${member}`,
     `${rank ?? '-'}`,
     host,
     `${pid}`,
     device,
-    slow ? `${state}, slow` : state,
+    `${state}${slow ? ', slow' : ''}${silent}`,
     `${step}`,
     phase === '' ? '-' : `${phase} ${phaseSeconds.toFixed(1)} s`,
-    `${Math.round(residentBytes / 2 ** 20)} MiB`,
+    imagesPerSecond > 0 ? `${Math.round(imagesPerSecond)}` : '-',
+    mebibytes(residentBytes),
+    deviceBytes > 0 ? mebibytes(deviceBytes) : '-',
     `${readyShards}`,
+    `${Math.round(1000 * eventLoopLagSeconds)} ms`,
     `${seenSeconds.toFixed(1)} s ago`,
   ];
+}
+
+function mebibytes(bytes: number): string {
+  return `${Math.round(bytes / 2 ** 20)} MiB`;
 }

@@ -43,6 +43,10 @@ export function tellOfMembers(metrics: Metrics, options: ClusterMetricsOptions):
     metrics.memberReadyShards,
     told(({ readyShards }) => readyShards),
   );
+  sampled(
+    metrics.memberLag,
+    told(({ eventLoopLagSeconds }) => eventLoopLagSeconds),
+  );
   sampled(metrics.memberPhaseSeconds, () =>
     [...generations.latestSeconds].flatMap(([phase, seconds]) =>
       stats(seconds).map(([{ stat }, value]) => [{ phase, stat }, value] as const),

@@ -3,6 +3,7 @@ import { setMaxListeners } from 'node:events';
 import { asBraidError, BraidError } from '../core/errors.ts';
 import type { LossOfWorker } from '../core/metrics.ts';
 import type { Call, StepRequest } from '../proto/messages.ts';
+import { collect, parts } from '../proto/parts.ts';
 import type { Seat } from './membership.ts';
 import type { Meter } from './meter.ts';
 import type { Pace } from './pace.ts';
@@ -53,6 +54,22 @@ export class Crew {
     members: readonly Seat[] = this.members,
   ): Promise<T[]> {
     return this.meter.time(phase, () => this.fanOut(phase, step, signal, members, call));
+  }
+
+  /** Sends one member its state. */
+  writeState({ worker }: Seat, step: number, state: Uint8Array, call: Call): Promise<object> {
+    this.meter.moved('state', 'received', state.length);
+    return worker.writeState(parts(this.stamp(step), state), call);
+  }
+
+  /** One member's state, of at most so many bytes. */
+  readState(seat: Seat, step: number, maxBytes: number, signal: AbortSignal): Promise<Uint8Array> {
+    const expect = this.stamp(step);
+    return this.one(seat, 'read', step, signal, async ({ worker }, call) => {
+      const state = await collect(worker.readState(expect, call), { maxBytes, expect });
+      this.meter.moved('state', 'sent', state.length);
+      return state;
+    });
   }
 
   /** The members that are still here, as a crew of their own, of the same generation: for what is left to settle. */

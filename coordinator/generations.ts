@@ -12,7 +12,7 @@ import type { Meter } from './meter.ts';
 import { Method } from './method.ts';
 import type { Share } from './method-share.ts';
 import { Pace } from './pace.ts';
-import { type Plan, planFor } from './plan.ts';
+import { type Plan, planFor, stepAt } from './plan.ts';
 import { seatsFor } from './seats.ts';
 import { isAt } from './settle.ts';
 import { Shards } from './shards.ts';
@@ -81,6 +81,15 @@ export class Generations {
   /** By phase: each member's seconds of the last call to all of them. */
   get latestSeconds(): ReadonlyMap<string, number[]> {
     return this.pace.latest;
+  }
+
+  /** Images a second that a member would train alone, by its median time of what each does for itself; 0: not known. */
+  rateOf(id: number): number {
+    const seat = this.seats.find((each) => each.id === id);
+    if (seat === undefined) return 0;
+    const { rounds, samples } = stepAt(this.plan, Math.min(this.options.ledger.position.step, this.plan.steps - 1));
+    const seconds = rounds.length * WATCHED.reduce((sum, phase) => sum + this.pace.secondsOf(seat, phase), 0);
+    return seconds === 0 ? 0 : samples / this.plan.replicas / seconds;
   }
 
   /** @returns the path of the last checkpoint */

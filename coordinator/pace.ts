@@ -54,6 +54,12 @@ export class Pace {
     }
   }
 
+  /** Median seconds that a member takes for one call of a phase; 0: not known. */
+  secondsOf({ id, rank }: Pick<Seat, 'id' | 'rank'>, phase: string): number {
+    const known = this.members.get(phase)?.get(rank);
+    return known?.seat.id === id ? median(known.seconds) : 0;
+  }
+
   /** The member that holds a phase up, where one does. */
   straggler(phase: string): Straggler | null {
     const members = [...(this.members.get(phase)?.values() ?? [])];

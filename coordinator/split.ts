@@ -5,7 +5,6 @@ import { distinctMicroSizes, microSizes, shardBounds } from '../core/sampler.ts'
 import { addScores, type Score } from '../nn/scores.ts';
 import { fromTensors, type VariableSpec } from '../nn/variables.ts';
 import type { BadSample, Call, ForwardRequest, Position } from '../proto/messages.ts';
-import { collect, parts } from '../proto/parts.ts';
 import type { Crew } from './crew.ts';
 import type { Losses } from './events.ts';
 import type { FlatState, Group, NetworkState } from './group.ts';
@@ -188,8 +187,7 @@ class Split implements Group {
       'fill',
       at.step,
       signal,
-      ({ rank, worker }, call) =>
-        worker.writeState(parts(this.crew.stamp(at.step), states[this.branchOf(rank)]!), call),
+      (seat, call) => this.crew.writeState(seat, at.step, states[this.branchOf(seat.rank)]!, call),
       others,
     );
     return true;
@@ -207,8 +205,8 @@ class Split implements Group {
     const states = this.programs.map(({ variables }) =>
       bytesOf(fromTensors(variables, state.weights, state.momenta, state.averages)),
     );
-    await this.crew.each('write', step, signal, ({ rank, worker }, call) =>
-      worker.writeState(parts(this.crew.stamp(step), states[this.branchOf(rank)]!), call),
+    await this.crew.each('write', step, signal, (seat, call) =>
+      this.crew.writeState(seat, step, states[this.branchOf(seat.rank)]!, call),
     );
     await this.method.write(state);
     this.method.position = { step, round: 0 };
@@ -243,11 +241,7 @@ class Split implements Group {
   }
 
   private readOne(seat: Seat, step: number, signal: AbortSignal, crew = this.crew): Promise<Uint8Array> {
-    const expect = this.crew.stamp(step);
-    const maxBytes = 4 * this.programs[this.branchOf(seat.rank)]!.stateLength;
-    return crew.one(seat, 'read', step, signal, ({ worker }, call) =>
-      collect(worker.readState(expect, call), { maxBytes, expect }),
-    );
+    return crew.readState(seat, step, 4 * this.programs[this.branchOf(seat.rank)]!.stateLength, signal);
   }
 
   /** Every branch's outputs on a micro-batch of the step's shards, into the method's memory. */

@@ -4,7 +4,6 @@ import type { Recipe } from '../core/recipe.ts';
 import { addScores, type Score } from '../nn/scores.ts';
 import { fromTensors } from '../nn/variables.ts';
 import type { Position } from '../proto/messages.ts';
-import { collect, parts } from '../proto/parts.ts';
 import type { Crew } from './crew.ts';
 import type { Losses } from './events.ts';
 import type { FlatState, Group, NetworkState } from './group.ts';
@@ -57,7 +56,7 @@ class Together implements Group {
       'fill',
       at.step,
       signal,
-      ({ worker }, call) => worker.writeState(parts(this.crew.stamp(at.step), state), call),
+      (seat, call) => this.crew.writeState(seat, at.step, state, call),
       others,
     );
     return true;
@@ -112,9 +111,7 @@ class Together implements Group {
 
   async write(step: number, { weights, momenta, averages }: NetworkState, signal: AbortSignal): Promise<void> {
     const state = bytesOf(fromTensors(this.program.variables, weights, momenta, averages));
-    await this.crew.each('write', step, signal, ({ worker }, call) =>
-      worker.writeState(parts(this.crew.stamp(step), state), call),
-    );
+    await this.crew.each('write', step, signal, (seat, call) => this.crew.writeState(seat, step, state, call));
   }
 
   async read(step: number, signal: AbortSignal, crew = this.crew): Promise<FlatState[]> {
@@ -135,9 +132,6 @@ class Together implements Group {
   }
 
   private readOne(seat: Seat, step: number, signal: AbortSignal, crew = this.crew): Promise<Uint8Array> {
-    const expect = this.crew.stamp(step);
-    return crew.one(seat, 'read', step, signal, ({ worker }, call) =>
-      collect(worker.readState(expect, call), { maxBytes: 4 * this.program.stateLength, expect }),
-    );
+    return crew.readState(seat, step, 4 * this.program.stateLength, signal);
   }
 }

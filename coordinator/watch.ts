@@ -66,6 +66,7 @@ export class Watch {
           ...(status !== null && { status }),
           seenSeconds: now() - seenAt,
           slow: generations.straggler === id,
+          imagesPerSecond: generations.rateOf(id),
         };
       }),
       events: this.events,

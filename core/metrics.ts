@@ -20,6 +20,7 @@ const RUN_STATES = ['waiting', 'training', 'evaluating'] as const;
 /** disconnected: its connection ended. frozen: no sign of life. timeout: a call took far too long. failed: its device did. */
 const LOSSES_OF_WORKERS = ['disconnected', 'frozen', 'timeout', 'failed'] as const;
 const WORKER_STATES = ['joining', 'waiting', 'training'] as const;
+const GPU = { gpu: "the worker's one, as CUDA_VISIBLE_DEVICES names it" } as const;
 /** Members whose silence is told one by one: the longest. */
 export const SILENT_MEMBERS = 10;
 
@@ -163,11 +164,12 @@ export const WORKER_METRICS = {
     phase: 'of the program: compute, forward, backward, apply, evaluate, forwardTest, read, write',
   }),
   tensors: gauge('braid_worker_tensors', 'Tensors that TensorFlow holds for the process: feeds and results under way.'),
-  gpuMemoryUsed: gauge('braid_worker_gpu_memory_used_bytes', 'Memory in use on the GPU. Absent without a GPU.'),
-  gpuMemoryTotal: gauge('braid_worker_gpu_memory_total_bytes', 'Memory of the GPU. Absent without a GPU.'),
+  gpuMemoryUsed: gauge('braid_worker_gpu_memory_used_bytes', 'Memory in use on the GPU. Absent without a GPU.', GPU),
+  gpuMemoryTotal: gauge('braid_worker_gpu_memory_total_bytes', 'Memory of the GPU. Absent without a GPU.', GPU),
   gpuUtilisation: gauge(
     'braid_worker_gpu_utilisation_ratio',
     'Part of the last sample period in which the GPU computed, by nvidia-smi. Absent without a GPU.',
+    GPU,
   ),
 
   readyShards: gauge('braid_worker_ready_shards', 'Shards that wait, decoded, for the device.'),

@@ -26,10 +26,12 @@ try {
   const session = new Session(graph);
   port.on('message', ({ id, phase, feeds, into }: RunRequest) => {
     try {
+      const start = performance.now();
       const results = session.run(phase, feeds, into);
+      const seconds = (performance.now() - start) / 1000;
       // What went into shared memory is there already.
       const fresh = Object.fromEntries(Object.entries(results).filter(([name]) => into[name] === undefined));
-      send({ kind: 'result', id, results: fresh });
+      send({ kind: 'result', id, results: fresh, seconds, tensors: session.tensors });
     } catch (thrown) {
       const { code, message } = asBraidError(thrown, 'DEVICE');
       const short = code === 'OUT_OF_MEMORY' ? outOfMemory(graph, program, options, availableBytes(), message) : thrown;

@@ -33,20 +33,32 @@ export interface RunRequest {
 
 export type ThreadMessage =
   | { kind: 'ready'; program: Program }
-  | { kind: 'result'; id: number; results: Record<string, Float32Array> }
+  | { kind: 'result'; id: number; results: Record<string, Float32Array>; seconds: number; tensors: number }
   | { kind: 'failure'; id: number | null; code: ErrorCode; message: string; remedy: string };
 
 interface Pending {
   resolve(results: Record<string, Float32Array>): void;
   reject(error: BraidError): void;
   into: Record<string, Float32Array>;
+  phase: Phase;
 }
 
 /** Two inter-operation threads let a second session of the process run while the first waits; none is ever busy alone. */
 const INTER_OP_THREADS = 2;
 
+/** What became of a run. */
+export interface RunReport {
+  phase: Phase;
+  /** In the session, without the wait for it. */
+  seconds: number;
+  /** That TensorFlow holds for the thread afterwards. */
+  tensors: number;
+}
+
 export class Device {
   readonly program: Program;
+  /** Told of every run that went well. */
+  onRun: (report: RunReport) => void = () => {};
   private readonly thread: Worker;
   private readonly pending = new Map<number, Pending>();
   private nextId = 1;
@@ -115,7 +127,7 @@ export class Device {
     if (this.ended !== null) return Promise.reject(this.ended);
     const id = this.nextId++;
     return new Promise((resolve, reject) => {
-      this.pending.set(id, { resolve, reject, into });
+      this.pending.set(id, { resolve, reject, into, phase });
       this.thread.postMessage({ id, phase, feeds, into } satisfies RunRequest);
     });
   }
@@ -124,8 +136,14 @@ export class Device {
     if (message.kind === 'ready') return;
     const pending = this.pending.get(message.id ?? -1);
     this.pending.delete(message.id ?? -1);
-    if (message.kind === 'failure') pending?.reject(failureOf(message));
-    else pending?.resolve({ ...message.results, ...pending.into });
+    if (pending === undefined) return;
+    if (message.kind === 'failure') {
+      pending.reject(failureOf(message));
+      return;
+    }
+    const { results, seconds, tensors } = message;
+    this.onRun({ phase: pending.phase, seconds, tensors });
+    pending.resolve({ ...results, ...pending.into });
   }
 
   private end(reason: BraidError): void {

@@ -92,6 +92,7 @@ export interface MemberStatus {
   status?: StatusResponse;
   seenSeconds: number;
   slow: boolean;
+  imagesPerSecond: number;
 }
 
 export type Split = 'SPLIT_UNSPECIFIED' | 'SPLIT_TRAIN' | 'SPLIT_TEST';
@@ -157,6 +158,8 @@ export interface StatusResponse {
   phaseSeconds: number;
   residentBytes: number;
   readyShards: number;
+  deviceBytes: number;
+  eventLoopLagSeconds: number;
 }
 
 export interface TraceRequest {

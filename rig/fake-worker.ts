@@ -176,8 +176,9 @@ export class FakeWorker implements WorkerService {
   async status() {
     if (this.frozen) await new Promise(() => {});
     const { generation = 0 } = this.prepared ?? {};
-    const doing = { phase: '', phaseSeconds: 0, residentBytes: 0, readyShards: 0 };
-    return { member: this.rank, generation, step: this.position?.step ?? 0, ...doing };
+    const doing = { phase: '', phaseSeconds: 0, readyShards: 0 };
+    const vitals = { residentBytes: 0, deviceBytes: 0, eventLoopLagSeconds: 0 };
+    return { member: this.rank, generation, step: this.position?.step ?? 0, ...doing, ...vitals };
   }
 
   async trace() {

@@ -581,6 +581,7 @@ test('a shard of more samples than a batch has is refused before memory is taken
     ...{ run: 'r', generation: 1, firstStep: 0, image, maxBytes: 1 << 20, maxSamples: 64, samples: null },
     pool: { prepare: () => t.fail() } as unknown as InputPool,
     pull: () => parts(stamp, shard),
+    onRead: () => {},
   });
   await t.throwsAsync(reader.take(0), { message: /has 20000 samples, at most 64 are expected/ });
 });

@@ -7,6 +7,7 @@
  */
 import { isDeepStrictEqual } from 'node:util';
 import { BraidError } from '../core/errors.ts';
+import type { Direction, Link, WorkerMetrics } from '../core/metrics.ts';
 import { branchesOf, checkRecipe, type Recipe } from '../core/recipe.ts';
 import { distinctMicroSizes, microSizes, shardBounds } from '../core/sampler.ts';
 import { within } from '../core/spans.ts';
@@ -44,6 +45,7 @@ export interface PostOptions {
   threads: number;
   openDevice(options: DeviceOptions): Promise<Device>;
   pullShards(request: ShardsRequest, signal: AbortSignal): Messages<Part>;
+  metrics: WorkerMetrics;
   /** The run's recipe is known. */
   onRecipe(recipe: Recipe): Promise<void>;
   /** Seconds, monotonic. */
@@ -105,7 +107,16 @@ export class Post {
     const { inputThreads: threads, prefetch } = recipe.cluster;
     // One buffer is in use by the device while the others fill.
     const { augment, resizedCrop } = recipe.data;
-    const pool = { threads, seed: recipe.seed, resizedCrop, buffers: prefetch + 1 };
+    const { metrics } = options;
+    const onPrepared = (images: number, seconds: number) => {
+      metrics.images.inc(images);
+      metrics.decodeSeconds.inc(seconds);
+    };
+    const pool = { threads, seed: recipe.seed, resizedCrop, buffers: prefetch + 1, onPrepared };
+    device.onRun = ({ phase, seconds, tensors }) => {
+      metrics.deviceSeconds.inc({ phase: kindOf(phase) }, seconds);
+      metrics.tensors.set(tensors);
+    };
     this.trainPool = new InputPool({
       ...pool,
       onBadSample: recipe.data.onBadSample,
@@ -206,7 +217,9 @@ export class Post {
     this.progress = learns || this.forwarded < pieces.length ? 'forward' : 'computed';
     const { images, labels } = pieces[microBatch]!;
     const phase = trainingPhase('forward', round, labels.length, microBatch % SLOTS);
-    return (await this.device.run(phase, { images }))['outputs']!;
+    const outputs = (await this.device.run(phase, { images }))['outputs']!;
+    this.moved('outputs', 'sent', outputs.byteLength);
+    return outputs;
   }
 
   /** `split`: the vector-Jacobian product; leaves the gradient in the exchange. */
@@ -222,6 +235,7 @@ export class Post {
     const length = this.program.outputLengths[`train@${labels.length}`]!;
     const { run, generation } = this.request;
     const bytes = await collect(stream, { maxBytes: 4 * length, expect: { run, generation, step } });
+    this.moved('cotangents', 'received', bytes.length);
     const feeds = { cotangents: floats(bytes, length, 'cotangents'), shardWeight: this.shardWeight * part };
     const phase = trainingPhase('backward', this.round, labels.length, at % SLOTS);
     await this.device.run(phase, feeds, this.adds ? {} : { gradient: this.gradient() });
@@ -235,6 +249,8 @@ export class Post {
     this.require(step, ['computed', 'reduced'], 'reduce');
     const reduced = await this.options.exchange.reduce(step, this.round, signal);
     this.progress = 'reduced';
+    this.moved('gradients', 'sent', reduced.sentBytes);
+    this.moved('gradients', 'received', reduced.receivedBytes);
     return reduced;
   }
 
@@ -296,6 +312,7 @@ export class Post {
     })();
     const length = this.program.stateLength;
     const bytes = await collect(observed, { maxBytes: 4 * length, expect: { run, generation } });
+    this.moved('state', 'received', bytes.length);
     const state = floats(bytes, length, 'state');
     this.step = null;
     await this.device.run('write', { state });
@@ -357,11 +374,18 @@ export class Post {
       pool,
       samples: this.own === null ? null : split === 'SPLIT_TRAIN' ? this.own.train : this.own.test,
       pull: (signal) => this.options.pullShards(request, signal),
+      onRead: (bytes) => this.moved('shards', 'received', bytes),
     });
   }
 
+  private moved(link: Link, direction: Direction, bytes: number): void {
+    this.options.metrics.bytes.inc({ link, direction }, bytes);
+  }
+
   private async trainShard(step: number): Promise<ReadyShard> {
+    const start = this.options.now();
     const shard = await within('input', () => this.train!.take(step));
+    this.options.metrics.inputSeconds.inc(this.options.now() - start);
     if (this.request.shardSizes.includes(shard.labels.length)) return shard;
     const sizes = this.request.shardSizes.join(' or ');
     throw new BraidError('PROTOCOL', `the shard of step ${step} has ${shard.labels.length} samples, not ${sizes}`);
@@ -487,4 +511,9 @@ function topologyOf(topology: ReductionGroup['topology']): 'mesh' | 'ring' {
 function floats(bytes: Uint8Array, length: number, what: string): Float32Array {
   if (bytes.length === 4 * length) return new Float32Array(bytes.buffer, bytes.byteOffset, length);
   throw new BraidError('PROTOCOL', `${what} of ${bytes.length} bytes, the program takes ${4 * length}`);
+}
+
+/** "compute" of "compute.1@64": what there are few of. */
+function kindOf(phase: string): string {
+  return /^[a-zA-Z]+/.exec(phase)![0];
 }

@@ -1,6 +1,6 @@
 /** The Worker service: thin handlers over the worker's post. */
 import { BraidError } from '../core/errors.ts';
-import type { WorkerState } from '../core/metrics.ts';
+import type { WorkerMetrics, WorkerState } from '../core/metrics.ts';
 import { within } from '../core/spans.ts';
 import type {
   Messages,
@@ -17,6 +17,7 @@ import { parts } from '../proto/parts.ts';
 import { requireSoundPrepare } from './bounds.ts';
 import type { Post } from './post.ts';
 import { TraceSpans } from './trace.ts';
+import type { Vitals } from './vitals.ts';
 
 export interface ServiceOptions {
   /** The run and member number that joining gave; null before. */
@@ -26,6 +27,9 @@ export interface ServiceOptions {
     before: Post | null,
     signal: AbortSignal,
   ): Promise<{ post: Post; connected: Promise<void> }>;
+  metrics: WorkerMetrics;
+  /** Between one sign of life and the next; see StatusResponse. */
+  vitals(): Vitals;
   /** Stop has been asked for. */
   onStop(): void;
   /** Seconds, monotonic. */
@@ -53,6 +57,11 @@ export class Service implements WorkerService {
 
   constructor(options: ServiceOptions) {
     this.options = options;
+  }
+
+  /** In the current generation; null before the first. */
+  get rank(): number | null {
+    return this.post?.request.rank ?? null;
   }
 
   get progress(): WorkerProgress {
@@ -98,7 +107,7 @@ export class Service implements WorkerService {
       step: post?.position?.step ?? 0,
       phase: doing?.phase ?? '',
       phaseSeconds: doing === null ? 0 : this.options.now() - doing.since,
-      residentBytes: process.memoryUsage.rss(),
+      ...this.options.vitals(),
       readyShards: this.readyShards,
     };
   }
@@ -109,7 +118,9 @@ export class Service implements WorkerService {
   }
 
   async *readState(request: StepRequest): AsyncGenerator<Part> {
-    yield* parts(request, bytesOf(await this.at(request).readState()));
+    const state = bytesOf(await this.at(request).readState());
+    this.options.metrics.bytes.inc({ link: 'state', direction: 'sent' }, state.length);
+    yield* parts(request, state);
   }
 
   async writeState(stream: Messages<Part>) {
@@ -221,7 +232,9 @@ export class Service implements WorkerService {
     const doing = { phase, since: this.options.now() };
     this.doing = doing;
     try {
-      return await within(phase, work);
+      const result = await within(phase, work);
+      this.options.metrics.phaseSeconds.observe({ phase }, this.options.now() - doing.since);
+      return result;
     } finally {
       if (this.doing === doing) this.doing = null;
     }

@@ -22,6 +22,8 @@ export interface ShardSource {
   samples: Samples | null;
   /** Opens the stream of shards. */
   pull(signal: AbortSignal): Messages<Part>;
+  /** A shard has come, of so many bytes. */
+  onRead(bytes: number): void;
 }
 
 /** Reads until its pool's buffers are full, and goes on when a shard is released. */
@@ -109,9 +111,10 @@ export class ShardReader {
   }
 
   private async *encoded(): AsyncGenerator<Filled> {
-    const { run, generation, maxBytes, samples, pull, firstStep } = this.source;
+    const { run, generation, maxBytes, samples, pull, onRead, firstStep } = this.source;
     let next = firstStep;
     for await (const { bytes } of payloads(pull(this.over.signal), { maxBytes, expect: { run, generation } })) {
+      onRead(bytes.length);
       const encoded = decodeShard(bytes);
       this.check(encoded, next++);
       if ((encoded.encoding === 'by-id') !== (samples !== null)) {

@@ -10,9 +10,8 @@ import { join } from 'node:path';
 import { setTimeout } from 'node:timers/promises';
 import { Server } from '@grpc/grpc-js';
 import { asBraidError, BraidError } from '../core/errors.ts';
-import { oneOf, sampled } from '../core/instruments.ts';
 import type { Log } from '../core/log.ts';
-import { createWorkerMetrics, WORKER_METRICS } from '../core/metrics.ts';
+import { createWorkerMetrics } from '../core/metrics.ts';
 import { isSecret } from '../core/secret.ts';
 import { serveStatus } from '../core/status-server.ts';
 import { Device, type DeviceOptions, deviceName } from '../nn/device.ts';
@@ -27,9 +26,12 @@ import type { Tls } from '../proto/tls.ts';
 import { VERSION } from '../proto/version.ts';
 import { requireSoundMembership } from './bounds.ts';
 import { Exchange } from './exchange/exchange.ts';
+import { Gpu } from './gpu.ts';
 import { Post } from './post.ts';
 import { Service } from './service.ts';
 import { Tracing } from './tracing.ts';
+import { watchVitals } from './vitals.ts';
+import { tellOfWorker } from './worker-metrics.ts';
 
 export interface WorkerOptions {
   /** Where to join: "unix:/path" or "host:port". */
@@ -100,6 +102,11 @@ export async function runWorker(options: WorkerOptions): Promise<void> {
   const rejoinMs = 1000 * (options.rejoinSeconds ?? REJOIN_SECONDS);
   let joined: JoinResponse | null = null;
   const stopped = new AbortController();
+  const metrics = createWorkerMetrics();
+  const gpu = new Gpu(process.env);
+  open.defer(() => gpu.close());
+  const vitals = watchVitals(gpu);
+  open.defer(vitals.close);
   const tracing = new Tracing(log);
   open.defer(() => tracing.close());
   const service = new Service({
@@ -118,10 +125,13 @@ export async function runWorker(options: WorkerOptions): Promise<void> {
             const { run, member } = joined!;
             return tracing.to(endpoint, { 'braid.run': run, 'braid.member': member, 'host.name': hostname() });
           },
+          metrics,
           now,
         },
         preparing,
       ),
+    metrics,
+    vitals: vitals.ask,
     onStop: () => stopped.abort(),
     now,
   });
@@ -131,15 +141,13 @@ export async function runWorker(options: WorkerOptions): Promise<void> {
   const address = await listen(server, serviceAddress, { tls, insecure });
   open.defer(() => shutdown(server));
   warnOfExposure(log, address, tls);
-  const told = createWorkerMetrics();
-  sampled(told.state, () => oneOf(WORKER_METRICS.state.labels.state, service.progress.state));
-  sampled(told.step, () => service.progress.step);
-  sampled(told.generation, () => service.progress.generation);
-  sampled(told.readyShards, () => service.readyShards);
+  const identity = () =>
+    joined && { run: joined.run, member: `${joined.member}`, host: hostname(), device: deviceName(), version: VERSION };
+  tellOfWorker(metrics, { service, gpu, identity });
   const ready = () => service.progress.state === 'training';
   const { host, port, healthPort } = options.metrics ?? { host: '', port: null, healthPort: null };
   if (port !== null) {
-    const http = await serveStatus({ host, port, registry: told.registry, ready });
+    const http = await serveStatus({ host, port, registry: metrics.registry, ready });
     open.defer(http.close);
     log.info(`metrics on http://${http.address}/metrics`);
   }
@@ -182,6 +190,7 @@ export async function runWorker(options: WorkerOptions): Promise<void> {
         if (response.over) return log.info(`run ${response.run} is done already`);
         joined = response;
         const { run, member } = response;
+        if (lost !== null) metrics.rejoins.inc();
         lost = null;
         log.info(`member ${member} of run ${run}`, { address: offer.address, exchange: offer.exchangeAddress });
       }

@@ -69,6 +69,11 @@ export class Session {
     }
   }
 
+  /** That the addon holds: feeds and results which have not been given back. */
+  get tensors(): number {
+    return binding.getNumOfTensors();
+  }
+
   close(): void {
     if (this.id !== null) binding.deleteSavedModel(this.id);
     this.id = null;

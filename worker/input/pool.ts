@@ -12,7 +12,7 @@ import type { AugmentOptions } from './augment.ts';
 import { CLOSING, newControl, RUNNING } from './control.ts';
 import type { Eye } from './eye.ts';
 import { alignedSharedBuffer } from './shared-buffer.ts';
-import type { InputFailure, InputTask } from './task.ts';
+import type { InputFailure, InputResult, InputTask } from './task.ts';
 
 /** A thread that has not come to its next image by then is stuck. */
 const CLOSE_TIMEOUT_MS = 10_000;
@@ -29,6 +29,8 @@ export interface InputPoolOptions {
   eyes?: Eye[];
   /** What becomes of a sample that cannot be decoded: the shard fails, or another sample of it stands in. */
   onBadSample: 'fail' | 'skip';
+  /** A shard's images have been decoded and augmented, in so many seconds of the threads together. */
+  onPrepared?(images: number, seconds: number): void;
   /** Shards in preparation or in use at a time, at least 1. Memory: each as large as the largest shard, twice. */
   buffers: number;
 }
@@ -47,7 +49,7 @@ export interface ReadyShard {
 
 export class InputPool {
   private readonly options: InputPoolOptions;
-  private readonly piscina: Piscina<InputTask, InputFailure[]>;
+  private readonly piscina: Piscina<InputTask, InputResult>;
   private readonly free: Slot[];
   /** In order of asking; empty whenever a slot is free. */
   private readonly waiting: { resolve(slot: Slot): void; reject(error: BraidError): void }[] = [];
@@ -148,10 +150,13 @@ export class InputPool {
         }),
       ),
     );
+    let seconds = 0;
     const bad = results.flatMap((result) => {
       if (result.status === 'rejected') throw result.reason;
-      return result.value.map((failure) => unread.find(({ place }) => place === failure.place) ?? failure);
+      seconds += result.value.seconds;
+      return result.value.failures.map((failure) => unread.find(({ place }) => place === failure.place) ?? failure);
     });
+    this.options.onPrepared?.(samples, seconds);
     if (bad.length > 0 && (this.options.onBadSample === 'fail' || bad.length === samples)) {
       throw undecodable(shard, bad[0]!);
     }

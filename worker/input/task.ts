@@ -40,11 +40,19 @@ export interface InputFailure {
   reason: string;
 }
 
-export default function run(task: InputTask): InputFailure[] {
+export interface InputResult {
+  failures: InputFailure[];
+  /** That this thread worked. */
+  seconds: number;
+}
+
+export default function run(task: InputTask): InputResult {
   const { control } = task;
   Atomics.add(control, RUNNING, 1);
+  const start = performance.now();
   try {
-    return prepare(task);
+    const failures = prepare(task);
+    return { failures, seconds: (performance.now() - start) / 1000 };
   } finally {
     Atomics.sub(control, RUNNING, 1);
     Atomics.notify(control, RUNNING);
