@@ -232,7 +232,9 @@ export class Membership {
   private lossOf({ member, ending }: { member: Member; ending: AbortController }): LossOfWorker | null {
     if (this.verdict !== null || member.leaving) return null;
     const { reason } = ending.signal;
-    return reason instanceof BraidError ? (reason.details.loss as LossOfWorker) : 'disconnected';
+    return reason instanceof BraidError
+      ? ((reason.details.loss as LossOfWorker | undefined) ?? 'failed')
+      : 'disconnected';
   }
 
   /** Asks for a sign of life, again and again; who gives none is fenced. */

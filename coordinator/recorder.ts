@@ -7,6 +7,7 @@ import type { BadSamples, Journal } from './journal.ts';
 import type { Meter } from './meter.ts';
 import type { Plan, Step } from './plan.ts';
 import type { StepResult } from './step.ts';
+import type { EventFile, Scalars } from './tensorboard.ts';
 
 /** Steps whose losses the summary averages: one alone is noise. */
 const SUMMARY_LOSS_STEPS = 20;
@@ -14,6 +15,7 @@ const SUMMARY_LOSS_STEPS = 20;
 export interface RecorderOptions {
   plan: Plan;
   journal: Journal;
+  events: EventFile;
   badSamples: BadSamples;
   metrics: Metrics;
   meter: Meter;
@@ -40,6 +42,7 @@ export class Recorder {
   /** Training goes on from after `step` steps: what was written of later ones is no longer so. */
   goTo(step: number): void {
     this.options.journal.goTo(step);
+    this.options.events.goTo(step);
     this.window = { images: 0, seconds: 0 };
   }
 
@@ -57,7 +60,7 @@ export class Recorder {
    * die, workers never hold a step that the journal does not.
    */
   decided(step: Step, { losses, gradientNorm }: StepResult): void {
-    const { plan, journal, meter } = this.options;
+    const { plan, journal, events, meter } = this.options;
     this.decidedAt = meter.now();
     this.window.images += step.samples;
     this.window.seconds += this.decidedAt - this.begunAt;
@@ -76,6 +79,14 @@ export class Recorder {
     };
     if ((step.step + 1) % plan.recipe.metrics.logEverySteps !== 0 && step.step + 1 !== plan.steps) return;
     journal.write({ kind: 'step', ...this.progress });
+    events.scalars(step.step + 1, {
+      ...named('loss', losses),
+      ...named('seconds', this.progress.phaseSeconds),
+      'train/learning_rate': step.learningRate,
+      'train/distill_weight': step.distillWeight,
+      'train/gradient_norm': gradientNorm,
+      'train/images_per_second': imagesPerSecond,
+    });
     this.window = { images: 0, seconds: 0 };
   }
 
@@ -117,17 +128,22 @@ export class Recorder {
 
   /** The test set has been evaluated after `step` steps. */
   evaluated(epoch: number, step: number, results: ClassifierResult[], seconds: number): void {
-    const { plan, journal, metrics, meter, onEvent } = this.options;
+    const { plan, journal, events, metrics, meter, onEvent } = this.options;
     this.results = results;
+    const scalars: Scalars = {};
     for (const { classifier, top1Accuracy, top5Accuracy, loss } of results) {
       metrics.accuracy.set({ classifier, top: '1' }, top1Accuracy);
       metrics.accuracy.set({ classifier, top: '5' }, top5Accuracy);
       metrics.testLoss.set({ classifier }, loss);
+      scalars[`test_accuracy/${classifier}`] = top1Accuracy;
+      scalars[`test_top5_accuracy/${classifier}`] = top5Accuracy;
+      scalars[`test_loss/${classifier}`] = loss;
     }
     metrics.evaluationSeconds.set(seconds);
     metrics.testImages.inc(plan.test.length);
     meter.take(); // not the next step's
     journal.write({ kind: 'epoch', epoch, step, seconds, results });
+    events.scalars(step, scalars);
     onEvent({ kind: 'epoch', epoch, step, seconds, results });
   }
 
@@ -169,4 +185,8 @@ export class Recorder {
       medianStepSeconds: sorted[Math.floor(sorted.length / 2)] ?? 0,
     };
   }
+}
+
+function named(group: string, values: Record<string, number>): Scalars {
+  return Object.fromEntries(Object.entries(values).map(([name, value]) => [`${group}/${name}`, value]));
 }

@@ -33,6 +33,7 @@ import { checkpointToResume, requireNoCheckpoints } from './resume.ts';
 import { createRunFolder, type RunFolder, requireEmpty, runFolderAt, runNameIn } from './run-folder.ts';
 import { serve } from './service.ts';
 import { readSummary, type Summary, summaryOf, writeSummary } from './summary.ts';
+import { EventFile } from './tensorboard.ts';
 import { TraceFile } from './trace.ts';
 import { Watch } from './watch.ts';
 
@@ -151,8 +152,9 @@ export async function runCoordinator(options: RunOptions, world: World = realWor
     open.defer(exportSpans({ endpoint, service: 'braid-coordinator', attributes: { 'braid.run': run }, log }));
   }
   const journal = new Journal(folder.metrics);
+  const events = new EventFile(folder.path, () => new Date());
   const badSamples = new BadSamples(folder.badSamples);
-  const recorder = new Recorder({ plan, journal, badSamples, metrics, meter, onEvent });
+  const recorder = new Recorder({ plan, journal, events, badSamples, metrics, meter, onEvent });
   const ledger = new Ledger(
     { step: checkpoint?.manifest.step ?? 0, round: 0 },
     {
