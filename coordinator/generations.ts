@@ -88,7 +88,9 @@ export class Generations {
     const seat = this.seats.find((each) => each.id === id);
     if (seat === undefined) return 0;
     const { rounds, samples } = stepAt(this.plan, Math.min(this.options.ledger.position.step, this.plan.steps - 1));
-    const seconds = rounds.length * WATCHED.reduce((sum, phase) => sum + this.pace.secondsOf(seat, phase), 0);
+    const { cluster, training } = this.plan.recipe;
+    const calls = rounds.length * (cluster.placement === 'split' ? training.microBatches : 1);
+    const seconds = calls * WATCHED.reduce((sum, phase) => sum + this.pace.secondsOf(seat, phase), 0);
     return seconds === 0 ? 0 : samples / this.plan.replicas / seconds;
   }
 

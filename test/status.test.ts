@@ -32,6 +32,7 @@ const run: WatchResponse = {
   epochs: 4,
   imagesPerSecond: 240.2,
   secondsLeft: 65,
+  metrics: '127.0.0.1:9400',
   members: [member({ status })],
   events: ['2026-01-01T00:00:00.000Z worker 0 joined from a'],
 };
