@@ -4,6 +4,7 @@ import { readdirSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { setTimeout } from 'node:timers/promises';
 import { stringify } from 'yaml';
+import { decodeSafetensors } from '../../nn/safetensors.ts';
 import { type Folder, temporaryFolder } from '../../rig/folder.ts';
 import { journalSteps } from '../../rig/journal.ts';
 import { writePatterns } from '../../rig/patterns.ts';
@@ -127,7 +128,10 @@ class World {
     const checkpoints = join(this.folder.path, 'data/runs/pods/checkpoints');
     const last = join(checkpoints, readdirSync(checkpoints).sort().at(-1)!);
     const hash = createHash('sha256');
-    for (const file of ['model', 'optimizer']) hash.update(readFileSync(join(last, `${file}.safetensors`)));
+    for (const file of ['model', 'optimizer']) {
+      const { tensors } = decodeSafetensors(readFileSync(join(last, `${file}.safetensors`)), file);
+      for (const [name, { data }] of [...tensors].sort()) hash.update(name).update(data); // not the run's own name
+    }
     return hash.digest('hex');
   }
 
@@ -173,7 +177,7 @@ function recipeIn(folder: Folder): object {
     },
     branches: [{ network: 'resnet', depth: 8, width: 4, count: 2 }],
     method: { name: 'ffl', rampUp: { kind: 'constant', value: 0.5 } },
-    training: { epochs: 24, batch: 64, milestones: [12] },
+    training: { epochs: 16, batch: 64, milestones: [8] },
     evaluation: { batch: 32, everyEpochs: 8 },
     cluster: { replicas: 2, heartbeatSeconds: 0.5, heartbeatMisses: 6 },
     checkpoint: { everySteps: 10 },
