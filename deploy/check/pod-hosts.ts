@@ -35,6 +35,7 @@ export class Network implements AsyncDisposable {
     const space = `${this.id}-${number}`;
     const address = `10.77.0.${number}`;
     await ip('netns', 'add', space);
+    mkdirSync(`/etc/netns/${space}`, { recursive: true }); // before another join writes to all
     this.spaces.push(space);
     const wire = [
       'link',
@@ -55,7 +56,6 @@ export class Network implements AsyncDisposable {
     await ip('-n', space, 'address', 'add', `${address}/24`, 'dev', 'eth0');
     await ip('-n', space, 'link', 'set', 'eth0', 'up');
     await ip('-n', space, 'link', 'set', 'lo', 'up');
-    mkdirSync(`/etc/netns/${space}`, { recursive: true });
     this.names.set(name, address);
     for (const other of this.spaces.slice(1)) writeFileSync(`/etc/netns/${other}/hosts`, this.hosts());
     return space;
