@@ -106,6 +106,7 @@ test('`braid status` asks a running coordinator, once or again and again', async
   const address = await listening.promise;
   const watching = new TrainProcess(['--coordinator', address, '--watch'], { command: 'status' });
   await watching.printed(/step 4\/6 .*images\/s/);
+  await watching.printed(/ 0 +0 +test +7 +fake +training +4/); // as the next heartbeat tells
   const { code, output } = await new TrainProcess(['--coordinator', address], { command: 'status' }).ended();
   t.is(code, 0, output);
   t.regex(output, /small-run {2}\[#{13}\.{7}\] step 4\/6 {2}epoch 2\/2 {2}generation 1/);

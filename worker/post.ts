@@ -79,6 +79,8 @@ export class Post {
   private test: ShardReader | null = null;
   /** The step that is next to be committed; null exactly before the first state has been written. */
   private step: number | null = null;
+  /** The step whose update is under way; null between updates. */
+  private applying: number | null = null;
   private progress: Progress = 'begun';
   /** The evaluation batch that `test` has next. */
   private batch = 0;
@@ -165,6 +167,11 @@ export class Post {
   /** Where training is on this worker; null while it has no state. */
   get position(): Position | null {
     return this.step === null ? null : { step: this.step, round: this.committed };
+  }
+
+  /** For those who look on: the step that is next, or is being applied; null while there is no state. */
+  get shownStep(): number | null {
+    return this.step ?? this.applying;
   }
 
   /** Shards that wait, decoded, for the device. */
@@ -266,10 +273,15 @@ export class Post {
     if (step < current || (step === current && round < this.committed)) return;
     this.require(step, skip ? ['begun', 'forward', 'computed', 'reduced'] : ['reduced'], 'commit');
     const { gradientLength } = this.program.rounds[this.round]!;
+    this.applying = step;
     this.step = null; // an apply that fails may have changed some weights: only a new state helps then
-    if (gradientLength > 0 && !skip) {
-      const gradient = this.options.exchange.reduced.subarray(0, gradientLength);
-      await this.device.run(applyPhase(this.round), { gradient, learningRate });
+    try {
+      if (gradientLength > 0 && !skip) {
+        const gradient = this.options.exchange.reduced.subarray(0, gradientLength);
+        await this.device.run(applyPhase(this.round), { gradient, learningRate });
+      }
+    } finally {
+      this.applying = null;
     }
     if (last) this.train!.release(step);
     this.step = last ? step + 1 : step;

@@ -65,9 +65,9 @@ export class Service implements WorkerService {
   }
 
   get progress(): WorkerProgress {
-    const position = this.post?.position ?? null;
-    const state = this.options.joined() === null ? 'joining' : position === null ? 'waiting' : 'training';
-    return { state, step: position?.step ?? 0, generation: this.generation };
+    const step = this.post?.shownStep ?? null;
+    const state = this.options.joined() === null ? 'joining' : step === null ? 'waiting' : 'training';
+    return { state, step: step ?? 0, generation: this.generation };
   }
 
   /** Shards that wait, decoded, for the device. */
@@ -104,7 +104,7 @@ export class Service implements WorkerService {
     return {
       member,
       generation: this.generation,
-      step: post?.position?.step ?? 0,
+      step: post?.shownStep ?? 0,
       phase: doing?.phase ?? '',
       phaseSeconds: doing === null ? 0 : this.options.now() - doing.since,
       ...this.options.vitals(),
