@@ -152,6 +152,13 @@ const runConv2dFilter = operation('Conv2DBackpropFilter', {
     ]),
 });
 
+const runWiden = operation('Widen', {
+  run: (backend, { x }, { more }) => {
+    const paddings = tf.tensor2d([0, 0, 0, 0, 0, 0, 0, more as number], [4, 2], 'int32');
+    return backend.executeSingleOutput('Pad', [T, typeAttr('Tpaddings', DType.INT32)], [x!, paddings]);
+  },
+});
+
 /**
  * x of 4 to 8 channels is widened to 16: for fewer than a vector's, oneDNN's f32 kernel writes past its memory where two
  * threads share an odd batch. Up to 3, as images have, it has another one.
@@ -159,12 +166,7 @@ const runConv2dFilter = operation('Conv2DBackpropFilter', {
 function filterGradient(x: Tensor, dy: Tensor, attrs: { [name: string]: unknown; shape: number[] }): Tensor {
   const [h, w, inputs, outputs] = attrs.shape as [number, number, number, number];
   if (inputs < 4 || inputs > 8) return runConv2dFilter({ x, dy }, attrs);
-  const widened = tf.pad(x, [
-    [0, 0],
-    [0, 0],
-    [0, 0],
-    [0, 16 - inputs],
-  ]);
+  const widened = runWiden({ x }, { more: 16 - inputs });
   const gradient = runConv2dFilter({ x: widened, dy }, { ...attrs, shape: [h, w, 16, outputs] });
   return tf.slice(gradient, [0, 0, 0, 0], attrs.shape);
 }
