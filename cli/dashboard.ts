@@ -2,7 +2,6 @@
 import { once } from 'node:events';
 import { setTimeout } from 'node:timers/promises';
 import { asBraidError, BraidError } from '../core/errors.ts';
-import { createLog } from '../core/log.ts';
 import { DASHBOARDS, withoutWorkersOwn } from '../deploy/dashboards/all.ts';
 import type { Dashboard } from '../deploy/dashboards/dashboard.ts';
 import { Live } from '../deploy/preview/live.ts';
@@ -10,12 +9,12 @@ import { Prometheus } from '../deploy/preview/prometheus.ts';
 import { servePreview } from '../deploy/preview/server.ts';
 import type { Source } from '../deploy/preview/source.ts';
 import { toldBy } from '../deploy/preview/told.ts';
-import { type Connection, connect } from '../proto/calls.ts';
-import { coordinatorService } from '../proto/load.ts';
+import type { Connection } from '../proto/calls.ts';
 import type { CoordinatorService } from '../proto/messages.ts';
 import type { Interrupts } from './interrupts.ts';
+import { lookAt } from './onlooker.ts';
 import { parse } from './options.ts';
-import { TLS, TOKEN_FILE, tlsOf, tokenOf } from './trust.ts';
+import { TLS, TOKEN_FILE } from './trust.ts';
 
 const USAGE =
   'braid dashboard --coordinator <host:port | unix:/path> [--tls <folder>] [--token-file <file>] [--port <n>], ' +
@@ -77,15 +76,7 @@ function sourceOf(values: Values, signal: AbortSignal): Looking {
   }
   const dashboards = withoutWorkersOwn(DASHBOARDS);
   const live = new Live(`coordinator at ${coordinator}`, dashboards);
-  const log = createLog({
-    format: 'human',
-    level: 'warn',
-    write: (line) => process.stderr.write(line),
-    now: () => new Date(),
-  });
-  const token = tokenOf(values);
-  const peer = live.name;
-  const client = connect(coordinatorService, coordinator!, { peer, tls: tlsOf(values, log), secret: () => token });
+  const client = lookAt(coordinator!, values);
   return { dashboards, source: live, asking: ask(live, client, signal) };
 }
 

@@ -1,15 +1,13 @@
 /** braid status: how a running cluster is doing, asked of its coordinator. */
 import { setTimeout } from 'node:timers/promises';
 import { BraidError } from '../core/errors.ts';
-import { createLog } from '../core/log.ts';
-import { connect } from '../proto/calls.ts';
-import { coordinatorService } from '../proto/load.ts';
 import type { MemberStatus, WatchResponse } from '../proto/messages.ts';
 import type { Interrupts } from './interrupts.ts';
+import { lookAt } from './onlooker.ts';
 import { parse } from './options.ts';
 import { duration } from './progress.ts';
 import { columns } from './result-table.ts';
-import { TLS, TOKEN_FILE, tlsOf, tokenOf } from './trust.ts';
+import { TLS, TOKEN_FILE } from './trust.ts';
 
 const USAGE = 'braid status --coordinator <host:port | unix:/path> [--watch] [--tls <folder>] [--token-file <file>]';
 const ANSWER_TIMEOUT_MS = 5_000;
@@ -34,15 +32,7 @@ export async function status(argv: string[], { orderly }: Interrupts): Promise<n
   if (coordinator === undefined) {
     throw new BraidError('INVALID_RECIPE', 'status: --coordinator is missing', { remedy: USAGE });
   }
-  const log = createLog({
-    format: 'human',
-    level: 'warn',
-    write: (line) => process.stderr.write(line),
-    now: () => new Date(),
-  });
-  const token = tokenOf(values);
-  const peer = `the coordinator at ${coordinator}`;
-  const client = connect(coordinatorService, coordinator, { peer, tls: tlsOf(values, log), secret: () => token });
+  const client = lookAt(coordinator, values);
   try {
     const call = { signal: orderly, timeoutMs: ANSWER_TIMEOUT_MS };
     await client.ready(call);

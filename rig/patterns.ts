@@ -27,3 +27,18 @@ export function writePatterns(folder: Folder, train: number, test: number): stri
   write('t10k', test);
   return join(folder.path, 'data');
 }
+
+/** Of a recipe: the data set, and two branches that learn it. */
+export function patterns(folder: Folder, train: number, test: number): object {
+  return {
+    data: {
+      format: 'idx',
+      path: writePatterns(folder, train, test),
+      classes: 4,
+      mean: [100],
+      std: [70],
+      augment: { pad: 1, flip: false },
+    },
+    branches: [{ network: 'resnet', depth: 8, width: 4, count: 2 }],
+  };
+}

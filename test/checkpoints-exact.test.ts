@@ -4,11 +4,11 @@ import { join } from 'node:path';
 import test from 'ava';
 import {
   type Folder,
+  patterns,
   readTensors,
   TrainProcess,
   temporaryFolder,
   trainProcess,
-  writePatterns,
   writeRecipe,
 } from './training.ts';
 
@@ -18,15 +18,7 @@ const STEPS = 40;
 function recipeIn(folder: Folder, cluster: object): string {
   return writeRecipe(folder, {
     name: 'patterns',
-    data: {
-      format: 'idx',
-      path: writePatterns(folder, 250, 90),
-      classes: 4,
-      mean: [100],
-      std: [70],
-      augment: { pad: 1, flip: false },
-    },
-    branches: [{ network: 'resnet', depth: 8, width: 4, count: 2 }],
+    ...patterns(folder, 250, 90),
     method: { name: 'ffl', rampUp: { kind: 'constant', value: 0.5 } },
     training: {
       epochs: STEPS / STEPS_PER_EPOCH,

@@ -7,7 +7,7 @@ import { Session } from '../nn/graph/session.ts';
 import { buildProgram, type Program } from '../nn/program.ts';
 import { readScores } from '../nn/scores.ts';
 import { fromTensors, initialWeights, type TensorMap, toTensors } from '../nn/variables.ts';
-import { readTensors, temporaryFolder, trainProcess, writePatterns, writeRecipe } from './training.ts';
+import { patterns, readTensors, temporaryFolder, trainProcess, writeRecipe } from './training.ts';
 
 const DECAY = 0.8;
 const image = { height: 12, width: 12, channels: 3 };
@@ -92,15 +92,7 @@ test.serial('real processes keep the same averages in both placements, and evalu
   ]) {
     const recipe = writeRecipe(folder, {
       name: 'averaged',
-      data: {
-        format: 'idx',
-        path: writePatterns(folder, 128, 40),
-        classes: 4,
-        mean: [100],
-        std: [70],
-        augment: { pad: 1, flip: false },
-      },
-      branches: [{ network: 'resnet', depth: 8, width: 4, count: 2 }],
+      ...patterns(folder, 128, 40),
       method: { name: 'ffl', rampUp: { kind: 'constant', value: 0.5 } },
       training: { epochs: 1, maxSteps: 3, batch: 32, learningRate: 0.02, ema: { decay: DECAY } },
       evaluation: { batch: 16 },

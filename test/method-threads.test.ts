@@ -2,22 +2,14 @@
 import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import test from 'ava';
-import { type Folder, readTensors, temporaryFolder, trainProcess, writePatterns, writeRecipe } from './training.ts';
+import { type Folder, patterns, readTensors, temporaryFolder, trainProcess, writeRecipe } from './training.ts';
 
 const STEPS = 12;
 
 function recipeIn(folder: Folder): string {
   return writeRecipe(folder, {
     name: 'patterns',
-    data: {
-      format: 'idx',
-      path: writePatterns(folder, 250, 90),
-      classes: 4,
-      mean: [100],
-      std: [70],
-      augment: { pad: 1, flip: false },
-    },
-    branches: [{ network: 'resnet', depth: 8, width: 4, count: 2 }],
+    ...patterns(folder, 250, 90),
     method: { name: 'ffl', rampUp: { kind: 'constant', value: 0.5 } },
     training: { epochs: STEPS / 4, batch: 64 },
     evaluation: { batch: 32 },

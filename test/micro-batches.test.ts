@@ -7,7 +7,7 @@ import { Session } from '../nn/graph/session.ts';
 import { memoryOf } from '../nn/memory.ts';
 import { buildProgram, type Role } from '../nn/program.ts';
 import { fromTensors, initialWeights, type TensorMap } from '../nn/variables.ts';
-import { type Folder, readTensors, temporaryFolder, trainProcess, writePatterns, writeRecipe } from './training.ts';
+import { type Folder, patterns, readTensors, temporaryFolder, trainProcess, writeRecipe } from './training.ts';
 
 const image = { height: 12, width: 12, channels: 3 };
 const pixels = 12 * 12 * 3;
@@ -128,15 +128,7 @@ test('four pieces take a quarter of the activations', (t) => {
 function recipeIn(folder: Folder, training: object, cluster: object): string {
   return writeRecipe(folder, {
     name: 'pieces',
-    data: {
-      format: 'idx',
-      path: writePatterns(folder, 250, 40),
-      classes: 4,
-      mean: [100],
-      std: [70],
-      augment: { pad: 1, flip: false },
-    },
-    branches: [{ network: 'resnet', depth: 8, width: 4, count: 2 }],
+    ...patterns(folder, 250, 40),
     method: { name: 'ffl', rampUp: { kind: 'constant', value: 0.5 } },
     training: { epochs: 1, batch: 64, learningRate: 0.02, ...training },
     evaluation: { batch: 40 },

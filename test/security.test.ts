@@ -37,11 +37,11 @@ import { ShardReader } from '../worker/shards.ts';
 import { smallRecipe, startCluster } from './fake-cluster.ts';
 import {
   type Folder,
+  patterns,
   readTensors,
   TrainProcess,
   temporaryFolder,
   trainProcess,
-  writePatterns,
   writeRecipe,
 } from './training.ts';
 
@@ -262,15 +262,7 @@ test('a worker that has joined nothing yet obeys nobody', async (t) => {
 function recipeIn(folder: Folder, training: object = {}): string {
   return writeRecipe(folder, {
     name: 'patterns',
-    data: {
-      format: 'idx',
-      path: writePatterns(folder, 250, 90),
-      classes: 4,
-      mean: [100],
-      std: [70],
-      augment: { pad: 1, flip: false },
-    },
-    branches: [{ network: 'resnet', depth: 8, width: 4, count: 2 }],
+    ...patterns(folder, 250, 90),
     method: { name: 'ffl' },
     training: { epochs: 2, batch: 64, milestones: [1], ...training },
     evaluation: { batch: 32 },

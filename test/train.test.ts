@@ -5,11 +5,11 @@ import test from 'ava';
 import type { TensorMap } from '../nn/variables.ts';
 import {
   type Folder,
+  patterns,
   readTensors,
   TrainProcess,
   temporaryFolder,
   trainProcess,
-  writePatterns,
   writeRecipe,
 } from './training.ts';
 
@@ -28,15 +28,7 @@ interface Changes {
 function recipeIn(folder: Folder, { training, cluster, ...changes }: Changes = {}): string {
   return writeRecipe(folder, {
     name: 'patterns',
-    data: {
-      format: 'idx',
-      path: writePatterns(folder, TRAIN, TEST),
-      classes: 4,
-      mean: [100],
-      std: [70],
-      augment: { pad: 1, flip: false },
-    },
-    branches: [{ network: 'resnet', depth: 8, width: 4, count: 2 }],
+    ...patterns(folder, TRAIN, TEST),
     method: { name: 'ffl', rampUp: { kind: 'constant', value: 0.5 } },
     training: { epochs: 2, batch: 64, milestones: [1], ...training },
     evaluation: { batch: 32 },

@@ -7,7 +7,7 @@ import type { Folder } from '../rig/folder.ts';
 
 export { type Training, TrainProcess, trainProcess } from '../rig/braid-process.ts';
 export { type Folder, temporaryFolder } from '../rig/folder.ts';
-export { writePatterns } from '../rig/patterns.ts';
+export { patterns, writePatterns } from '../rig/patterns.ts';
 
 export function writeRecipe(folder: Folder, recipe: object): string {
   return folder.write('recipe.yaml', stringify(recipe));

@@ -7,7 +7,7 @@ import { stringify } from 'yaml';
 import { decodeSafetensors } from '../../nn/safetensors.ts';
 import { type Folder, temporaryFolder } from '../../rig/folder.ts';
 import { journalSteps } from '../../rig/journal.ts';
-import { writePatterns } from '../../rig/patterns.ts';
+import { patterns } from '../../rig/patterns.ts';
 import type { Manifest } from './control-plane.ts';
 import { named, render } from './manifests.ts';
 import { mountsIn, Network, PodProcess } from './pod-hosts.ts';
@@ -167,15 +167,7 @@ class World {
 function recipeIn(folder: Folder): object {
   return {
     name: 'pods',
-    data: {
-      format: 'idx',
-      path: writePatterns(folder, 250, 90),
-      classes: 4,
-      mean: [100],
-      std: [70],
-      augment: { pad: 1, flip: false },
-    },
-    branches: [{ network: 'resnet', depth: 8, width: 4, count: 2 }],
+    ...patterns(folder, 250, 90),
     method: { name: 'ffl', rampUp: { kind: 'constant', value: 0.5 } },
     training: { epochs: 16, batch: 64, milestones: [8] },
     evaluation: { batch: 32, everyEpochs: 8 },

@@ -5,7 +5,7 @@ import { freePort } from '../../rig/free-port.ts';
 import { journalSteps } from '../../rig/journal.ts';
 import { FaultProxy, type Script } from '../../rig/proxy.ts';
 import { Workers } from '../../rig/workers.ts';
-import { type Folder, readTensors, TrainProcess, writePatterns, writeRecipe } from '../training.ts';
+import { type Folder, patterns, readTensors, TrainProcess, writeRecipe } from '../training.ts';
 import type { Row } from './matrix.ts';
 
 const STEPS = 8;
@@ -104,15 +104,7 @@ export async function play(folder: Folder, placement: Row['placement'], row: Row
 function recipeFor(folder: Folder, placement: Row['placement']): object {
   return {
     name: 'faults',
-    data: {
-      format: 'idx',
-      path: writePatterns(folder, 250, 90),
-      classes: 4,
-      mean: [100],
-      std: [70],
-      augment: { pad: 1, flip: false },
-    },
-    branches: [{ network: 'resnet', depth: 8, width: 4, count: 2 }],
+    ...patterns(folder, 250, 90),
     method: { name: 'ffl', rampUp: { kind: 'constant', value: 0.5 } },
     training: { epochs: 2, batch: 64, milestones: [1] },
     evaluation: { batch: 32 },
