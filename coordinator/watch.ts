@@ -6,7 +6,7 @@ import type { Ledger } from './ledger.ts';
 import type { Membership } from './membership.ts';
 import type { Plan } from './plan.ts';
 
-const KEPT_EVENTS = 10;
+const KEPT_EVENTS = 20;
 
 export interface WatchOptions {
   run: string;
@@ -22,7 +22,7 @@ export interface WatchOptions {
 
 export class Watch {
   private readonly options: WatchOptions;
-  private readonly events: string[] = [];
+  private readonly events: { kind: RunEvent['kind']; line: string }[] = [];
   private progress: StepProgress | null = null;
 
   constructor(options: WatchOptions) {
@@ -34,8 +34,15 @@ export class Watch {
     if (event.kind === 'step') this.progress = event.progress;
     const text = textOf(event);
     if (text === null) return;
-    this.events.push(`${this.options.clock().toISOString()} ${text}`);
-    if (this.events.length > KEPT_EVENTS) this.events.shift();
+    this.events.push({ kind: event.kind, line: `${this.options.clock().toISOString()} ${text}` });
+    if (this.events.length > KEPT_EVENTS) this.makeRoom();
+  }
+
+  /** What happens often makes room for what is rare: a hundred epochs do not drive out the fault before them. */
+  private makeRoom(): void {
+    const byKind = Map.groupBy(this.events, ({ kind }) => kind);
+    const [oldest] = [...byKind.values()].reduce((most, each) => (each.length > most.length ? each : most));
+    this.events.splice(this.events.indexOf(oldest!), 1);
   }
 
   /** @param metrics in Prometheus's text format, or '' */
@@ -69,7 +76,7 @@ export class Watch {
           imagesPerSecond: generations.rateOf(id),
         };
       }),
-      events: this.events,
+      events: this.events.map(({ line }) => line),
       metrics,
     };
   }
