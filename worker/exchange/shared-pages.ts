@@ -8,8 +8,7 @@
  */
 import { randomBytes } from 'node:crypto';
 import { closeSync, fstatSync, ftruncateSync, openSync, readlinkSync } from 'node:fs';
-import { createRequire } from 'node:module';
-import type Koffi from 'koffi';
+import { libc } from './libc.ts';
 
 /** Where a worker's pages are found, by who sees its process. */
 export interface Offer {
@@ -29,28 +28,6 @@ const SEAL_SHRINK_AND_GROW = 6;
 const READ = 1;
 const READ_WRITE = 3;
 const SHARED_FIXED = 0x11;
-
-interface Libc {
-  memfd_create(name: string, flags: number): number;
-  fcntl(fd: number, command: number, argument: number): number;
-  /** @returns 0n and more: the address; -1n on failure */
-  mmap(at: Uint8Array, length: number, protection: number, flags: number, fd: number, offset: number): bigint;
-}
-
-let loaded: Libc | undefined;
-
-function libc(): Libc {
-  if (loaded !== undefined) return loaded;
-  const koffi: typeof Koffi = createRequire(import.meta.url)('koffi');
-  const library = koffi.load('libc.so.6');
-  const fcntl = library.func('int fcntl(int fd, int command, ...)');
-  loaded = {
-    memfd_create: library.func('int memfd_create(const char *name, unsigned int flags)'),
-    fcntl: (fd, command, argument) => fcntl(fd, command, 'int', argument),
-    mmap: library.func('intptr_t mmap(void *at, size_t length, int protection, int flags, int fd, int64_t offset)'),
-  };
-  return loaded;
-}
 
 export class SharedPages {
   readonly offer: Offer;

@@ -10,6 +10,7 @@ import type { Pems } from '../../proto/tls.ts';
 import { parseAddress } from './address.ts';
 import type { FrameReader } from './frame-reader.ts';
 import { HELLO_TIMEOUT_MS } from './handshake.ts';
+import { limitSendBuffer } from './send-buffer.ts';
 
 /** The certificates for a connection that is made now: new ones are taken as soon as they are there. */
 export type CurrentPems = () => Pems;
@@ -18,7 +19,7 @@ const MIN_VERSION = 'TLSv1.3';
 
 /** A server that is not listening yet. */
 export function createListener(tls: CurrentPems | null): Server {
-  if (tls === null) return createServer({ noDelay: true });
+  if (tls === null) return createServer({ noDelay: true }).on('connection', limitSendBuffer);
   let pems = tls();
   const server = createTlsServer({
     ...pems,
@@ -28,6 +29,7 @@ export function createListener(tls: CurrentPems | null): Server {
     rejectUnauthorized: true,
     handshakeTimeout: HELLO_TIMEOUT_MS,
   });
+  server.on('connection', limitSendBuffer);
   server.prependListener('connection', () => {
     const now = tls();
     if (now !== pems) server.setSecureContext({ ...now, minVersion: MIN_VERSION });
