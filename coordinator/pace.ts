@@ -45,13 +45,13 @@ export class Pace {
       phase,
       seconds.map((each) => each.seconds),
     );
-    const members = this.members.get(phase) ?? new Map();
-    this.members.set(phase, members);
-    for (const { seat, seconds: taken } of seconds) {
-      const known = members.get(seat.rank);
+    const before = this.members.get(phase);
+    const members = seconds.map(({ seat, seconds: taken }) => {
+      const known = before?.get(seat.rank);
       const history = known?.seat.id === seat.id ? known.seconds : [];
-      members.set(seat.rank, { seat, seconds: [...history, taken].slice(-WINDOW) });
-    }
+      return [seat.rank, { seat, seconds: [...history, taken].slice(-WINDOW) }] as const;
+    });
+    this.members.set(phase, new Map(members)); // who was not among them is gone
   }
 
   /** Median seconds that a member takes for one call of a phase; 0: not known. */
