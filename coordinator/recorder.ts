@@ -60,12 +60,12 @@ export class Recorder {
    * die, workers never hold a step that the journal does not.
    */
   decided(step: Step, { losses, gradientNorm }: StepResult): void {
-    const { plan, journal, events, meter } = this.options;
+    const { plan, journal, events, metrics, meter } = this.options;
     this.decidedAt = meter.now();
     this.window.images += step.samples;
     this.window.seconds += this.decidedAt - this.begunAt;
     const imagesPerSecond = this.window.images / this.window.seconds;
-    const samplesLeft = (plan.steps - step.step - 1) * (plan.train.length / plan.stepsPerEpoch);
+    const secondsAStep = plan.train.length / plan.stepsPerEpoch / imagesPerSecond;
     this.progress = {
       step: step.step,
       epoch: step.epoch,
@@ -74,9 +74,10 @@ export class Recorder {
       distillWeight: step.distillWeight,
       gradientNorm,
       imagesPerSecond,
-      secondsLeft: samplesLeft / imagesPerSecond,
+      secondsLeft: (plan.steps - step.step - 1) * secondsAStep,
       phaseSeconds: meter.take(),
     };
+    metrics.checkpointInterval.set(plan.recipe.checkpoint.everySteps * secondsAStep);
     if ((step.step + 1) % plan.recipe.metrics.logEverySteps !== 0 && step.step + 1 !== plan.steps) return;
     journal.write({ kind: 'step', ...this.progress });
     events.scalars(step.step + 1, {

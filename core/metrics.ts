@@ -131,6 +131,10 @@ export const COORDINATOR_METRICS = {
     'braid_checkpoint_timestamp_seconds',
     'When the newest checkpoint was written, Unix time; before the first, when training began: its age is time() less this.',
   ),
+  checkpointInterval: gauge(
+    'braid_checkpoint_interval_seconds',
+    'Time between two checkpoints by the recipe, at the present rate; 0: there is only one, at the end.',
+  ),
   checkpointSize: gauge('braid_checkpoint_size_bytes', 'Size of the newest checkpoint.'),
   checkpointBytes: counter('braid_checkpoint_bytes_total', 'Bytes of checkpoints that were written.'),
   checkpointFailures: counter('braid_checkpoint_failures_total', 'Checkpoints that could not be written.'),

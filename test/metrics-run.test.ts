@@ -102,6 +102,7 @@ while echo "1024, 81559, 37"; do sleep 0.1; done
   t.true(told.get('braid_longest_silence_seconds')! < 5);
   t.true(told.get('braid_bytes_total{link="state",direction="sent"}')! > 10e3);
   t.true(told.get('braid_checkpoint_size_bytes')! > 10e3);
+  t.true(told.get('braid_checkpoint_interval_seconds')! > 0);
   t.true(Math.abs(told.get('braid_checkpoint_timestamp_seconds')! - Date.now() / 1000) < 60);
   t.true(told.get('braid_seconds_left')! > 0);
   t.false([...told.keys()].some((series) => series.startsWith('braid_member_silent_seconds')));
