@@ -126,14 +126,6 @@ test('every overlay and component is in the page about Kubernetes', (t) => {
   }
 });
 
-test('every error code has a section in the page about troubleshooting, and no other has', (t) => {
-  const source = readFileSync(join(ROOT, 'core/errors.ts'), 'utf8');
-  const codes = [...source.matchAll(/^ {2}\| '([A-Z_]+)'/gm)].map(([, code]) => code);
-  const page = readFileSync(join(ROOT, 'docs/troubleshooting.md'), 'utf8');
-  t.true(codes.length > 10);
-  t.deepEqual([...page.matchAll(/^## ([A-Z_]+)$/gm)].map(([, code]) => code).sort(), codes.sort());
-});
-
 test('the PrometheusRule is in step with deploy/prometheus, and every dashboard is brought along', (t) => {
   t.is(readFileSync(join(KUBERNETES, 'components/monitoring/rules.yaml'), 'utf8'), rulesPage());
   const page = readFileSync(join(ROOT, 'deploy/grafana/kustomization.yaml'), 'utf8');
