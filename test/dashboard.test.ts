@@ -2,7 +2,7 @@
 import test from 'ava';
 import type { Page } from 'puppeteer-core';
 import { openChromium } from '../rig/chromium.ts';
-import { TrainProcess, temporaryFolder, writePatterns, writeRecipe } from './training.ts';
+import { patterns, TrainProcess, temporaryFolder, writeRecipe } from './training.ts';
 
 /** Whether something is on the page, sooner or later. */
 const appears = (page: Page, selector: string, text: string) =>
@@ -28,14 +28,7 @@ test('a run is seen in the browser: progress, losses, accuracies, workers, event
   await using folder = temporaryFolder();
   const recipe = writeRecipe(folder, {
     name: 'seen',
-    data: {
-      format: 'idx',
-      path: writePatterns(folder, 256, 64),
-      mean: [80],
-      std: [60],
-      augment: { pad: 0, flip: false },
-    },
-    branches: [{ network: 'resnet', depth: 8, width: 4, count: 2 }],
+    ...patterns(folder, 256, 64),
     method: { name: 'ffl' },
     training: { epochs: 2000, batch: 32 },
     cluster: { placement: 'together', replicas: 1 },

@@ -6,6 +6,7 @@ const WORST = 5;
 const ROWS = 20;
 const INSTANCE = ['instance'];
 const LINK = { by: ['link'] };
+const OF_A_STEP = 'compute|forward|method|backward|reduce|commit';
 
 const stats = (metric: string) =>
   ['min', 'median', 'max'].map((stat) => ({ legend: stat, query: value(metric, { where: { stat } }) }));
@@ -101,9 +102,10 @@ export const CLUSTER: Dashboard = {
         {
           kind: 'chart',
           title: 'Stragglers',
-          about: 'Median time of the member that holds a phase up, while one does. Empty is good.',
+          about: 'Median time of the member that holds a phase up, while one does.',
           width: 8,
           unit: 'seconds',
+          none: 'nobody holds the others up',
           lines: [
             { legend: 'rank {{rank}}, {{phase}}', query: value('braid_straggler_seconds', { by: ['rank', 'phase'] }) },
           ],
@@ -111,10 +113,10 @@ export const CLUSTER: Dashboard = {
         {
           kind: 'chart',
           title: 'Silence',
-          about:
-            'Since the last sign of life of the members that have missed one, the most silent ones. Empty is good.',
+          about: 'Since the last sign of life of the members that have missed one, the most silent ones.',
           width: 8,
           unit: 'seconds',
+          none: 'nobody is silent',
           lines: [
             {
               legend: 'worker {{member}} on {{host}}',
@@ -178,7 +180,10 @@ export const CLUSTER: Dashboard = {
           lines: [
             {
               legend: '{{phase}}',
-              query: recorded('braid:phase_seconds:p95', quantileOf(0.95, 'braid_phase_seconds', { by: ['phase'] })),
+              query: recorded(
+                'braid:phase_seconds:p95',
+                quantileOf(0.95, 'braid_phase_seconds', { by: ['phase'], where: { phase: OF_A_STEP } }),
+              ),
             },
           ],
         },
@@ -285,7 +290,7 @@ export const CLUSTER: Dashboard = {
           kind: 'chart',
           title: 'Slowest workers',
           about: `Mean time to compute a shard, of the ${WORST} slowest, and the median of all.`,
-          width: 8,
+          width: 24,
           unit: 'seconds',
           ofWorkers: true,
           lines: [
@@ -293,11 +298,17 @@ export const CLUSTER: Dashboard = {
             { legend: 'median', query: across(0.5, WORKER_COMPUTE) },
           ],
         },
+      ],
+    },
+    {
+      title: 'GPUs',
+      optional: true,
+      panels: [
         {
           kind: 'chart',
           title: 'GPU memory',
           about: `Part of each GPU’s memory that is in use, the ${WORST} fullest.`,
-          width: 8,
+          width: 12,
           unit: 'ratio',
           ofWorkers: true,
           lines: [
@@ -317,7 +328,7 @@ export const CLUSTER: Dashboard = {
           kind: 'chart',
           title: 'GPU utilisation',
           about: 'Part of the time in which GPUs compute: the median, and a tenth of them stay below the lower line.',
-          width: 8,
+          width: 12,
           unit: 'ratio',
           ofWorkers: true,
           lines: [

@@ -44,6 +44,8 @@ export interface Chart extends Base {
   lines: Line[];
   /** Lines on top of one another, which together make a whole. */
   stacked?: boolean;
+  /** What it means that there is no line. */
+  none?: string;
 }
 
 /** A row for each set of labels, as of now. */
@@ -66,7 +68,14 @@ export interface Dashboard {
   name: string;
   title: string;
   about: string;
-  rows: { title: string; panels: Panel[] }[];
+  rows: Row[];
+}
+
+export interface Row {
+  title: string;
+  panels: Panel[];
+  /** Left out where nothing tells of it, such as without a GPU. */
+  optional?: true;
 }
 
 /** Every query of a panel, each with the name of what it gives. */

@@ -56,7 +56,6 @@ export const FAULTS: Dashboard = {
           width: 4,
           unit: 'seconds',
           query: age('braid_checkpoint_timestamp_seconds'),
-          thresholds: { warning: 3600, critical: 7200 },
         },
         {
           kind: 'stat',
@@ -93,6 +92,7 @@ export const FAULTS: Dashboard = {
           about: 'What ended or disturbed the run, in all, by error code.',
           width: 8,
           unit: 'count',
+          none: 'none so far',
           lines: [{ legend: '{{code}}', query: total('braid_errors_total', { by: ['code'] }) }],
         },
         {

@@ -111,13 +111,13 @@ function stat({ unit, query, thresholds }: Stat): StatBuilder {
   return builder.thresholds(new ThresholdsConfigBuilder().mode(ThresholdsMode.Absolute).steps(steps));
 }
 
-function chart({ unit, lines, stacked }: Chart): ChartBuilder {
+function chart({ unit, lines, stacked, none }: Chart): ChartBuilder {
   const builder = new ChartBuilder()
     .unit(UNITS[unit])
     .lineWidth(2)
     .fillOpacity(stacked ? 30 : 0)
-    .showPoints(VisibilityMode.Never)
-    .spanNulls(true)
+    .showPoints(VisibilityMode.Auto)
+    .spanNulls(false)
     .legend(
       new VizLegendOptionsBuilder()
         .showLegend(true)
@@ -126,6 +126,7 @@ function chart({ unit, lines, stacked }: Chart): ChartBuilder {
         .calcs(['lastNotNull']),
     )
     .tooltip(new VizTooltipOptionsBuilder().mode(TooltipDisplayMode.Multi));
+  if (none !== undefined) builder.noValue(none);
   if (stacked) builder.stacking(new StackingConfigBuilder().mode(StackingMode.Normal));
   for (const [i, { legend, query }] of lines.entries()) {
     builder.withTarget(target(refId(i), query).legendFormat(legend).range());

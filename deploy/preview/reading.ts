@@ -5,11 +5,14 @@ import type { Look } from './source.ts';
 
 export function readingOf(dashboard: Dashboard, look: Look) {
   const { run, lost } = look;
-  const rows = dashboard.rows.map(({ title, panels }) => ({
-    title,
-    panels: panels.map((panel) => filled(panel, look)),
-  }));
+  const rows = dashboard.rows
+    .filter(({ optional, panels }) => !optional || panels.some((panel) => isTold(panel, look)))
+    .map(({ title, panels }) => ({ title, panels: panels.map((panel) => filled(panel, look)) }));
   return { run, lost, rows };
+}
+
+function isTold(panel: Panel, { results }: Look): boolean {
+  return queriesOf(panel).some(({ query }) => results.get(query)?.some(({ values }) => values.some(isNumber)));
 }
 
 function filled(panel: Panel, { times, results, events }: Look) {
@@ -17,21 +20,22 @@ function filled(panel: Panel, { times, results, events }: Look) {
   const base = { kind, title, about, width };
   if (panel.kind === 'events') return { ...base, events };
   if (panel.kind === 'table') {
-    const told = panel.columns.filter(({ query }) => results.get(query)?.some(({ values }) => values.at(-1) != null));
+    const told = panel.columns.filter(({ query }) => results.get(query)?.some(({ values }) => isNumber(values.at(-1))));
     const columns = told.map((column) => ({ title: column.title, unit: column.unit }));
     return { ...base, by: panel.by, columns, cells: cellsOf(panel.by, told, results) };
   }
   const lines = queriesOf(panel).flatMap(({ legend, query }) =>
     (results.get(query) ?? [])
-      .filter(({ values }) => values.some((number) => number !== null))
-      .map(({ labels, values }) => ({ name: named(legend, labels), values })),
+      .filter(({ values }) => values.some(isNumber))
+      .map(({ labels, values }) => ({ name: named(legend, labels), values }))
+      .sort((a, b) => inOrder(a.name, b.name)),
   );
   if (panel.kind === 'stat') {
     const { unit, thresholds } = panel;
     return { ...base, unit, thresholds, lines: lines.map(({ name, values }) => ({ name, values: values.slice(-1) })) };
   }
-  const { unit, stacked } = panel;
-  return { ...base, unit, stacked, times, lines: lines.sort((a, b) => inOrder(a.name, b.name)) };
+  const { unit, stacked, none } = panel;
+  return { ...base, unit, stacked, none, times, lines };
 }
 
 function cellsOf(by: string[], columns: Table['columns'], results: Look['results']) {
@@ -49,6 +53,8 @@ function cellsOf(by: string[], columns: Table['columns'], results: Look['results
   }
   return [...rows.values()].sort((a, b) => inOrder(a.names.join(), b.names.join()));
 }
+
+const isNumber = (value: number | null | undefined) => value != null;
 
 const named = (legend: string, labels: Labels) => legend.replace(/\{\{(\w+)\}\}/g, (_, name) => labels[name] ?? '');
 

@@ -65,13 +65,20 @@ export class Chart {
           ...this.colours.map((stroke) => ({
             stroke,
             width: 1.6,
-            spanGaps: true,
-            points: { show: false },
+            points: { show: false, size: 5, fill: stroke, filter: lone },
             ...(stacked === true && { fill: `${stroke}66` }),
           })),
         ],
+        // Each line's colour reaches down to the next one.
+        bands: stacked === true ? this.colours.slice(1).map((_, i) => ({ series: [i + 1, i + 2] })) : [],
         axes: [
-          { ...axis, size: 26, values: (_, times) => times.map(clock) },
+          {
+            ...axis,
+            size: 30,
+            space: 70,
+            gap: 8,
+            values: (_, times, _axis, _space, increment) => times.map((at) => clock(at, increment)),
+          },
           {
             ...axis,
             size: 64,
@@ -101,7 +108,10 @@ export class Chart {
   tell() {
     const at = this.chart?.cursor.idx;
     const { lines, unit } = this.panel;
+    const time = document.createElement('time');
+    time.textContent = at == null ? '' : clock(this.panel.times[at] ?? 0, 1);
     this.legend.replaceChildren(
+      ...(at == null ? [] : [time]),
       ...lines.map(({ name, values }, i) => {
         const item = document.createElement('span');
         const mark = item.appendChild(document.createElement('i'));
@@ -136,9 +146,23 @@ function resolved(colour) {
   return computed;
 }
 
-/** @param {number} seconds */
-function clock(seconds) {
-  return new Date(1000 * seconds).toLocaleTimeString('en-GB');
+/**
+ * The time of day, or the day at its beginning.
+ * @param {number} seconds since 1970   @param {number} increment seconds to the next
+ */
+function clock(seconds, increment) {
+  const date = new Date(1000 * seconds);
+  const time = date.toLocaleTimeString('en-GB', { timeStyle: increment < 60 ? 'medium' : 'short' });
+  return /^00:00(:00)?$/.test(time) ? date.toLocaleDateString('en-GB', { day: 'numeric', month: 'short' }) : time;
+}
+
+/**
+ * Points without a neighbour, which no line shows.
+ * @param {uPlot} chart   @param {number} series   @returns {number[]} where they are
+ */
+function lone({ data }, series) {
+  const values = Array.from(data[series] ?? []);
+  return values.flatMap((value, t) => (value != null && values[t - 1] == null && values[t + 1] == null ? [t] : []));
 }
 
 /**
@@ -147,7 +171,8 @@ function clock(seconds) {
  */
 function rangeOf(low, high, unit, stacked) {
   if (low === null || !Number.isFinite(low)) return [0, 1];
-  if (unit === 'ratio') return [0, Math.max(high <= 0.1 ? 1.1 * high : 1, Number.MIN_VALUE)];
-  const floor = stacked || (low >= 0 && low < 0.6 * high) || low === high ? Math.min(0, low) : low - 0.1 * (high - low);
+  if (unit === 'ratio') return [0, high === 0 || (high > 0.1 && high <= 1) ? 1 : 1.1 * high];
+  const flat = high - low < 0.02 * Math.abs(high); // its ticks would read alike
+  const floor = stacked || (low >= 0 && low < 0.6 * high) || flat ? Math.min(0, low) : low - 0.1 * (high - low);
   return [floor, high === floor ? floor + 1 : high + 0.08 * (high - floor)];
 }

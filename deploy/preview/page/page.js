@@ -11,6 +11,7 @@ import { format } from './format.js';
  * @property {string} unit
  * @property {{ warning: number, critical?: number }} [thresholds]
  * @property {boolean} [stacked]
+ * @property {string} [none] what it means that there is no line
  * @property {number[]} times seconds since 1970
  * @property {{ name: string, values: (number | null)[] }[]} lines
  * @property {{ title: string, unit: string }[]} columns
@@ -110,7 +111,7 @@ function frame(panel) {
         if (chart === null) body.replaceChildren();
         chart ??= new Chart(body, next);
         chart.show(next);
-      } else if (chart === null) body.replaceChildren(none('nothing yet'));
+      } else if (chart === null) body.replaceChildren(none(next.none ?? 'nothing yet'));
     });
   } else {
     const fill = { stat, table, events }[panel.kind];
