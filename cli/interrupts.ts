@@ -9,7 +9,6 @@ const PRESS_MS = 250; // copies of one press arrive within a few ms; nobody pres
 /** What of `process` is listened to. */
 export interface InterruptSource {
   on(event: string, listener: (...args: unknown[]) => void): unknown;
-  off(event: string, listener: (...args: unknown[]) => void): unknown;
   /** The channel to bin/braid.mjs; absent when main.ts was started by itself. */
   channel?: { unref(): void } | null | undefined;
 }
@@ -20,25 +19,18 @@ export class Interrupts {
   /** Aborted at the second request: end at once. */
   readonly atOnce: AbortSignal;
   readonly #controllers = [new AbortController(), new AbortController()] as const;
-  readonly #source: InterruptSource;
   readonly #now: () => number;
   /** When the latest request came, or -Infinity. */
   #latest = Number.NEGATIVE_INFINITY;
 
   /** @param now milliseconds, never going back */
   constructor(source: InterruptSource, now: () => number) {
-    this.#source = source;
     this.#now = now;
     this.orderly = this.#controllers[0].signal;
     this.atOnce = this.#controllers[1].signal;
     for (const event of EVENTS) source.on(event, this.#onEvent);
     // Listening for messages alone must not keep the process alive.
     source.channel?.unref();
-  }
-
-  /** Stops listening: the next signal ends the process the usual way. */
-  close(): void {
-    for (const event of EVENTS) this.#source.off(event, this.#onEvent);
   }
 
   readonly #onEvent = (what: unknown): void => {

@@ -75,7 +75,7 @@ if (command === undefined) {
     if (error.remedy !== '') process.stderr.write(`  Remedy: ${error.remedy}\n`);
     if (error.code === 'INTERNAL') process.stderr.write(`  A bug in Braid: ${error.stack}\n`);
     process.exitCode = exitCodeOf(error, interrupts);
-  } finally {
-    interrupts.close();
   }
+  // A peer whose node is gone never ends its side of a connection, which would keep this process for a quarter of an hour.
+  process.exit();
 }

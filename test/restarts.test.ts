@@ -1,11 +1,18 @@
 /** Starting again: the same command at the first start, after SIGTERM, and when all is done. What Kubernetes does to a run. */
+import { once } from 'node:events';
+import { connect as dial } from 'node:net';
+import { join } from 'node:path';
 import test from 'ava';
+import { stringify } from 'yaml';
 import type { RunEvent } from '../coordinator/events.ts';
 import { BraidError, isTemporary } from '../core/errors.ts';
 import { silentLog } from '../core/log.ts';
 import { connect } from '../proto/calls.ts';
 import { coordinatorService } from '../proto/load.ts';
 import { VERSION } from '../proto/version.ts';
+import { TrainProcess } from '../rig/braid-process.ts';
+import { temporaryFolder } from '../rig/folder.ts';
+import { patterns } from '../rig/patterns.ts';
 import { lastCheckpoint, smallRecipe, startCluster } from './fake-cluster.ts';
 
 const recipe = smallRecipe({ cluster: { placement: 'together' } });
@@ -106,4 +113,25 @@ test('all workers leave at once: the step they came to is kept, and the run goes
   const again = startCluster({ recipe, run: { resume: true, runFolder: cluster.folder } });
   await Promise.all([whole.running, again.running]);
   t.deepEqual(lastCheckpoint(again.folder), lastCheckpoint(whole.folder));
+});
+
+test('a process that is to end does not wait for a peer whose node is gone', async (t) => {
+  await using folder = temporaryFolder();
+  const training = { epochs: 1, batch: 64, learningRate: 0.1 };
+  const file = folder.write(
+    'recipe.yaml',
+    stringify({ name: 'alone', ...patterns(folder, 64, 64), method: { name: 'ffl' }, training }),
+  );
+  const argv = [file, '--listen', '127.0.0.1:0', '--runs', join(folder.path, 'runs')];
+  const coordinator = new TrainProcess(argv, { command: 'coordinator' });
+  await coordinator.printed(/coordinator on .*:\d+,/);
+  const port = Number(/coordinator on .*?:(\d+),/.exec(coordinator.output)![1]);
+  const peer = dial({ port, host: '127.0.0.1', allowHalfOpen: true }); // never ends its side
+  peer.on('error', () => {}); // reset at last
+  const EMPTY_SETTINGS = Buffer.from([0, 0, 0, 4, 0, 0, 0, 0, 0]);
+  peer.write(Buffer.concat([Buffer.from('PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n'), EMPTY_SETTINGS]));
+  await once(peer, 'data');
+  coordinator.child.kill('SIGTERM');
+  t.is((await coordinator.ended()).code, 75);
+  peer.destroy();
 });
