@@ -147,28 +147,12 @@ async function oneRun(report: Report, plane: ControlPlane): Promise<void> {
   });
   for (const count of [4, 2, 6]) {
     await report.check(`the workers are resized to ${count} while they run`, async () => {
-      await plane.kubectl([
-        'patch',
-        'job',
-        'braid-worker',
-        '-n',
-        'braid',
-        '-p',
-        JSON.stringify({ spec: { completions: count, parallelism: count } }),
-      ]);
+      await resize(plane, count);
       await plane.until(`${count} workers run`, () => running(count));
     });
   }
   await report.check('0 of every worker completes the job', async () => {
-    await plane.kubectl([
-      'patch',
-      'job',
-      'braid-worker',
-      '-n',
-      'braid',
-      '-p',
-      JSON.stringify({ spec: { completions: 2, parallelism: 2 } }),
-    ]);
+    await resize(plane, 2);
     await plane.until('two workers run', () => running(2));
     for (const pod of (await podsOf(plane)).filter(isRunning)) await endPod(plane, 0, pod);
     await plane.kubectl(['wait', '--for=condition=complete', 'job/braid-worker', '-n', 'braid', '--timeout=60s']);
@@ -256,16 +240,13 @@ async function endPod(plane: ControlPlane, exitCode: number, pod?: Manifest): Pr
       },
     ],
   };
-  await plane.kubectl([
-    'patch',
-    'pod',
-    metadata.name,
-    '-n',
-    'braid',
-    '--subresource=status',
-    '-p',
-    JSON.stringify({ status }),
-  ]);
+  const patch = JSON.stringify({ status });
+  await plane.kubectl(['patch', 'pod', metadata.name, '-n', 'braid', '--subresource=status', '-p', patch]);
+}
+
+function resize(plane: ControlPlane, workers: number): Promise<string> {
+  const patch = JSON.stringify({ spec: { completions: workers, parallelism: workers } });
+  return plane.kubectl(['patch', 'job', 'braid-worker', '-n', 'braid', '-p', patch]);
 }
 
 function evict(plane: ControlPlane, { metadata: { name } }: Manifest): Promise<string> {

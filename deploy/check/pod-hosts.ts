@@ -83,6 +83,7 @@ export class PodProcess {
   readonly space: string;
   output = '';
   private readonly container: Manifest;
+  private readonly graceSeconds: number;
   private readonly child: ChildProcess;
   readonly ended: Promise<number | NodeJS.Signals>;
 
@@ -96,17 +97,19 @@ export class PodProcess {
     spec: Manifest['spec'],
     { labels, mounts }: { labels: Record<string, string>; mounts: Record<string, string> },
   ): Promise<PodProcess> {
-    return new PodProcess(await network.join(name), spec.containers[0], labels, mounts);
+    return new PodProcess(await network.join(name), spec, labels, mounts);
   }
 
   private constructor(
     space: string,
-    container: Manifest,
+    spec: Manifest['spec'],
     labels: Record<string, string>,
     mounts: Record<string, string>,
   ) {
+    const container: Manifest = spec.containers[0];
     this.space = space;
     this.container = container;
+    this.graceSeconds = spec.terminationGracePeriodSeconds;
     const env = environmentOf(container, labels);
     const here = (arg: string) =>
       arg.replace(/(^|=)(\/data|\/etc\/braid)(?=\/)/, (_, lead, path) => `${lead}${mounts[path]}`);
@@ -124,9 +127,18 @@ export class PodProcess {
     this.ended = once(this.child, 'close').then(([code, signal]) => code ?? signal);
   }
 
-  /** `ip netns exec` becomes the process: its signals are the pod's. */
-  kill(signal: NodeJS.Signals): void {
-    this.child.kill(signal);
+  /** At once. `ip netns exec` becomes the process: its signals are the pod's. */
+  kill(): void {
+    this.child.kill('SIGKILL');
+  }
+
+  /** As a kubelet does: SIGTERM, and SIGKILL once the grace period is over. @returns how it ended */
+  async terminate(): Promise<number | NodeJS.Signals> {
+    this.child.kill('SIGTERM');
+    const late = setTimeout(() => this.kill(), 1000 * this.graceSeconds);
+    const how = await this.ended;
+    clearTimeout(late);
+    return how;
   }
 
   /** As a kubelet asks. */

@@ -14,14 +14,20 @@ import { mountsIn, Network, PodProcess } from './pod-hosts.ts';
 import type { Report } from './report.ts';
 
 const INDEX = 'batch.kubernetes.io/job-completion-index';
+/** What podFailurePolicy does not count as a failure. */
+const EXIT_TRY_AGAIN = 75;
 const LIMIT_MS = 240_000;
 
 type Disturb = (world: World) => Promise<void>;
 
 const DISTURBANCES: Record<string, Disturb> = {
-  'a node is lost in mid-epoch': async (world) => {
+  "a worker's node is lost in mid-epoch": async (world) => {
     await world.trained(9);
-    await world.lose(1);
+    await world.lose(world.workers[1]!);
+  },
+  "the coordinator's node is lost in mid-epoch": async (world) => {
+    await world.trained(9);
+    await world.lose(world.coordinator);
   },
   'a rolling restart, workers first': async (world) => {
     for (const [index, step] of [
@@ -29,16 +35,25 @@ const DISTURBANCES: Record<string, Disturb> = {
       [1, 14],
     ] as const) {
       await world.trained(step);
-      world.workers[index]!.kill('SIGTERM');
+      await endsWithTryAgain(world.workers[index]!);
     }
     await world.trained(20);
-    world.coordinator.kill('SIGTERM');
+    await endsWithTryAgain(world.coordinator);
   },
-  'SIGTERM to all at once': async (world) => {
+  'SIGTERM to all at once, a checkpoint within the grace period': async (world) => {
     await world.trained(11);
-    for (const pod of [world.coordinator, ...world.workers]) pod.kill('SIGTERM');
+    const { coordinator, workers } = world;
+    await Promise.all([coordinator, ...workers].map(endsWithTryAgain));
+    const step = /stopped after step (\d+)/.exec(coordinator.output)?.[1];
+    if (!coordinator.output.includes(`checkpoint at step ${step}:`)) throw new Error(coordinator.output);
   },
 };
+
+/** @throws Error when a pod's grace period is too short for it, or it does not ask to be started again */
+async function endsWithTryAgain(pod: PodProcess): Promise<void> {
+  const how = await pod.terminate();
+  if (how !== EXIT_TRY_AGAIN) throw new Error(`ended with ${how} after SIGTERM:\n${pod.output}`);
+}
 
 export async function checkPods(report: Report): Promise<void> {
   const manifests = await render('local');
@@ -85,7 +100,7 @@ class World {
       return await Promise.race([world.run(disturb), late]);
     } finally {
       world.over = true;
-      for (const pod of world.all) pod.kill('SIGKILL');
+      for (const pod of world.all) pod.kill();
       await Promise.all(world.all.map(({ ended }) => ended));
     }
   }
@@ -104,13 +119,13 @@ class World {
     while (!this.over && journalSteps(join(this.folder.path, 'data/runs/pods')).length < steps) await setTimeout(50);
   }
 
-  /** The node of a worker's is gone, and another takes its place. */
-  async lose(index: number): Promise<void> {
-    const pod = this.workers[index]!;
+  /** A pod's node is gone, and another takes its place. */
+  async lose(pod: PodProcess): Promise<void> {
     this.lost.add(pod);
     await this.network.cut(pod.space);
-    pod.kill('SIGKILL');
-    await this.startWorker(index);
+    pod.kill();
+    if (pod === this.coordinator) await this.startCoordinator();
+    else await this.startWorker(this.workers.indexOf(pod));
   }
 
   private async run(disturb: Disturb): Promise<string> {
@@ -122,8 +137,7 @@ class World {
     if (!(await this.coordinator.answers('readinessProbe')))
       throw new Error('the coordinator is not ready when all is done');
     this.over = true;
-    this.coordinator.kill('SIGTERM');
-    const code = await this.coordinator.ended;
+    const code = await this.coordinator.terminate();
     if (code !== 0) throw new Error(`the coordinator ended with ${code}:\n${this.coordinator.output}`);
     const checkpoints = join(this.folder.path, 'data/runs/pods/checkpoints');
     const last = join(checkpoints, readdirSync(checkpoints).sort().at(-1)!);
@@ -138,13 +152,11 @@ class World {
   private async startCoordinator(): Promise<void> {
     const { spec } = named(this.manifests, 'StatefulSet', 'braid-coordinator').spec.template;
     const name = 'braid-coordinator-0.braid-coordinator.braid.svc';
-    this.coordinator = await PodProcess.start(this.network, name, spec, {
-      labels: {},
-      mounts: mountsIn(this.folder.path),
-    });
-    this.all.push(this.coordinator);
-    void this.coordinator.ended.then(async () => {
-      if (!this.over) await this.startCoordinator();
+    const pod = await PodProcess.start(this.network, name, spec, { labels: {}, mounts: mountsIn(this.folder.path) });
+    this.coordinator = pod;
+    this.all.push(pod);
+    void pod.ended.then(async () => {
+      if (!this.over && !this.lost.has(pod)) await this.startCoordinator();
     });
   }
 
