@@ -1,6 +1,7 @@
 /** What a checkpoint is called, what is in it, and what its manifest says of it. */
 import { z } from 'zod';
 import { BraidError } from '../core/errors.ts';
+import { MAX_LOSS_SCALE } from '../core/loss-scale.ts';
 
 /** Of the layout. A reader refuses another one. */
 const FORMAT = 1;
@@ -25,6 +26,10 @@ const manifestSchema = z.object({
   /** What a network must equal to take these weights, and a run to go on from this step: plan.ts. */
   network: z.record(z.string(), z.unknown()),
   sampling: z.record(z.string(), z.unknown()),
+  /** Where the loss scale of f16 stands. */
+  lossScale: z
+    .object({ lossScale: z.number().min(1).max(MAX_LOSS_SCALE), goodUpdates: z.number().int().nonnegative() })
+    .optional(),
   recipe: z.unknown(),
   /** Those of the same checkpoint, by name: never a path that leads elsewhere. */
   files: z.record(
@@ -34,7 +39,10 @@ const manifestSchema = z.object({
 });
 
 export type Manifest = z.infer<typeof manifestSchema>;
-export type CheckpointFacts = Pick<Manifest, 'run' | 'step' | 'epoch' | 'network' | 'sampling' | 'recipe'>;
+export type CheckpointFacts = Pick<
+  Manifest,
+  'run' | 'step' | 'epoch' | 'network' | 'sampling' | 'lossScale' | 'recipe'
+>;
 
 /** `step-00000120`: the state after 120 steps. */
 export function checkpointName(step: number): string {

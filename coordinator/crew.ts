@@ -2,7 +2,7 @@
 import { setMaxListeners } from 'node:events';
 import { asBraidError, BraidError } from '../core/errors.ts';
 import type { LossOfWorker } from '../core/metrics.ts';
-import type { Call, StepRequest } from '../proto/messages.ts';
+import type { Call, Position, StepRequest } from '../proto/messages.ts';
 import { collect, parts } from '../proto/parts.ts';
 import type { Seat } from './membership.ts';
 import type { Meter } from './meter.ts';
@@ -56,10 +56,10 @@ export class Crew {
     return this.meter.time(phase, () => this.fanOut(phase, step, signal, members, call));
   }
 
-  /** Sends one member its state. */
-  writeState({ worker }: Seat, step: number, state: Uint8Array, call: Call): Promise<object> {
+  /** Sends one member the state of a position. */
+  writeState({ worker }: Seat, at: Position, state: Uint8Array, call: Call): Promise<object> {
     this.meter.moved('state', 'received', state.length);
-    return worker.writeState(parts(this.stamp(step), state), call);
+    return worker.writeState(parts(this.stamp(at.step), state, at), call);
   }
 
   /** One member's state, of at most so many bytes. */

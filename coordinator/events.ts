@@ -41,6 +41,8 @@ export interface StepProgress {
   losses: Losses;
   learningRate: number;
   distillWeight: number;
+  /** What losses were multiplied by before they were differentiated: 1 but in f16. */
+  lossScale: number;
   /** L2 norm of the reduced gradient, batch statistics included. */
   gradientNorm: number;
   /** Over the steps since the last line of metrics.jsonl. */

@@ -4,6 +4,7 @@
  */
 import { asBraidError, BraidError } from '../core/errors.ts';
 import type { Log } from '../core/log.ts';
+import { firstLossScale, type LossScale } from '../core/loss-scale.ts';
 import type { Metrics } from '../core/metrics.ts';
 import { Crew } from './crew.ts';
 import type { Group, NetworkState } from './group.ts';
@@ -29,6 +30,8 @@ const WATCHED = ['compute', 'forward', 'backward'];
 /** A state to train from, and how many steps it has been trained for. */
 export interface Start extends NetworkState {
   step: number;
+  /** Where the loss scale of f16 stands; absent: where it begins. */
+  lossScale?: LossScale;
   /** For people: "the checkpoint ...", "the seed". */
   from: string;
 }
@@ -180,16 +183,17 @@ export class Generations {
       log.warn(`no worker is left that holds the state of step ${ledger.position.step}`);
     }
     const start = await startFrom(group);
+    const { training } = this.plan.recipe;
     // A coordinator that comes back finds its workers with what they held.
     const [held] = group.held;
     const agree = held != null && held.step >= start.step && group.held.every((other) => isAt(other, held));
     if (!this.started && agree && (await group.fill(held, signal))) {
       log.warn(`going on from what the workers hold: step ${held.step}`);
-      ledger.goTo(held);
+      ledger.goTo({ ...held, ...firstLossScale(training, held) });
     } else {
       log.info(`from ${start.from}, step ${start.step}`);
-      ledger.goTo({ step: start.step, round: 0 });
-      await group.write(start.step, start, signal);
+      ledger.goTo({ step: start.step, round: 0, ...firstLossScale(training, start.lossScale) });
+      await group.write(ledger.position, start, signal);
     }
     recorder.goTo(ledger.position.step);
   }

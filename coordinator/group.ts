@@ -4,7 +4,7 @@ import type { TensorMap, VariableSpec } from '../nn/variables.ts';
 import type { BadSample, Position } from '../proto/messages.ts';
 import type { Crew } from './crew.ts';
 import type { Losses } from './events.ts';
-import type { Update } from './plan.ts';
+import type { Decision, Update } from './plan.ts';
 
 /** A whole network's state, by PyTorch name. */
 export interface NetworkState {
@@ -21,6 +21,13 @@ export interface FlatState {
   state: Float32Array;
 }
 
+export interface GradientSum {
+  /** L2; not finite where an element is not. */
+  norm: number;
+  /** Where it is not finite: the ranks whose own gradients are not. */
+  culprits: number[];
+}
+
 export interface Group {
   /** Of the whole network, each name once. */
   readonly variables: VariableSpec[];
@@ -35,18 +42,18 @@ export interface Group {
   forward(update: Update, signal: AbortSignal): Promise<{ losses: Losses; bad: BadSample[] }>;
   /** The gradients of those losses, left on the workers. Changes no weight. */
   backward(update: Update, signal: AbortSignal): Promise<void>;
-  /** Sums the gradients over the replicas. @returns L2 norm of the sum. Changes no weight. */
-  reduce(update: Update, signal: AbortSignal): Promise<number>;
+  /** Sums the gradients over the replicas. Changes no weight. */
+  reduce(update: Update, signal: AbortSignal): Promise<GradientSum>;
   /**
    * Applies the sum everywhere: the first call of an update that changes a weight. Once all have reduced, an update is
    * decided: where this fails, it is asked for again of those who are left (`settle`), and changes nothing twice.
    */
-  commit(update: Update, signal: AbortSignal): Promise<void>;
+  commit(update: Decision, signal: AbortSignal): Promise<void>;
   /** Finishes a decided update on the members that are still here. @returns whether any of them has it */
-  settle(update: Update, crew: Crew, signal: AbortSignal): Promise<boolean>;
+  settle(update: Decision, crew: Crew, signal: AbortSignal): Promise<boolean>;
   /** The whole test set, by classifier. `step`: steps committed so far, here and below. */
   evaluate(step: number, signal: AbortSignal): Promise<Score[]>;
-  write(step: number, state: NetworkState, signal: AbortSignal): Promise<void>;
+  write(at: Position, state: NetworkState, signal: AbortSignal): Promise<void>;
   /** @throws BraidError REPLICAS_DIVERGED when what must be identical is not */
   read(step: number, signal: AbortSignal, crew?: Crew): Promise<FlatState[]>;
 }

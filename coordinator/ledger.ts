@@ -3,20 +3,20 @@
  * happens to a generation, the next one goes on from here.
  */
 import type { Position } from '../proto/messages.ts';
-import type { Update } from './plan.ts';
+import { type Decision, positionAfter } from './plan.ts';
 import type { StepResult } from './step.ts';
 
 export interface LedgerOptions {
   /** A whole step is about to be committed: from here on workers may have done it, whatever becomes of this process. */
-  onDecided(update: Update, result: StepResult): void;
+  onDecided(update: Decision, result: StepResult): void;
   /** It has been committed. */
-  onStep(update: Update, result: StepResult): void;
+  onStep(update: Decision, result: StepResult): void;
 }
 
 export class Ledger {
   position: Position;
   /** All workers have reduced it: it will be committed. null: nothing is on its way. */
-  decided: Update | null = null;
+  decided: Decision | null = null;
   private readonly told: LedgerOptions;
   /** Of the updates of the step under way. */
   private results: StepResult[] = [];
@@ -26,7 +26,7 @@ export class Ledger {
     this.told = told;
   }
 
-  decide(update: Update, result: StepResult): void {
+  decide(update: Decision, result: StepResult): void {
     if (update.last) this.told.onDecided(update, together([...this.results, result]));
     this.results.push(result);
     this.decided = update;
@@ -36,8 +36,7 @@ export class Ledger {
   commit(): void {
     const update = this.decided!;
     this.decided = null;
-    const { step, round } = this.position;
-    this.position = update.last ? { step: step + 1, round: 0 } : { step, round: round + 1 };
+    this.position = positionAfter(update);
     if (!update.last) return;
     const result = together(this.results);
     this.results = [];
@@ -61,6 +60,7 @@ function together(updates: StepResult[]): StepResult {
     losses: { ...losses, total: sum(updates.map((update) => update.losses.total ?? Number.NaN)) },
     gradientNorm: Math.hypot(...updates.map((update) => update.gradientNorm)),
     skipped: sum(updates.map((update) => update.skipped)),
+    overflowed: sum(updates.map((update) => update.overflowed)),
     bad: updates[0]!.bad, // of one and the same shard
   };
 }

@@ -38,6 +38,8 @@ export interface ShareGeneration {
 export interface FuseRequest {
   round: number;
   distillWeight: number;
+  /** What the losses are multiplied by before they are differentiated, and cotangents come multiplied by. */
+  lossScale: number;
   /** Which micro-batch of their shards it is. */
   microBatch: number;
   /** Those that have it. `shardWeight`: its samples over the global batch's. */
@@ -113,11 +115,11 @@ export class MethodShare implements Share {
     return bytes.length;
   }
 
-  async fuse({ round, distillWeight, microBatch, shards }: FuseRequest): Promise<Float32Array[]> {
+  async fuse({ round, distillWeight, lossScale, microBatch, shards }: FuseRequest): Promise<Float32Array[]> {
     const losses: Float32Array[] = [];
     const { gradientLength } = this.program.rounds[round]!;
     for (const { replica, labels, shardWeight } of shards) {
-      const feeds = { ...this.outputsOf(replica, microBatch), labels, distillWeight, shardWeight };
+      const feeds = { ...this.outputsOf(replica, microBatch), labels, distillWeight, shardWeight, lossScale };
       const gradient = this.generation!.gradients[replica]!.subarray(0, gradientLength);
       const into = gradientLength > 0 && microBatch === 0 ? { gradient } : {};
       const fused = await this.device.run(trainingPhase('fuse', round, labels.length), feeds, into);

@@ -13,7 +13,7 @@ import type { Losses } from './events.ts';
 import type { FlatState, NetworkState } from './group.ts';
 import { openShare } from './method-link.ts';
 import type { FuseRequest, Share, Trust } from './method-share.ts';
-import type { Plan, Update } from './plan.ts';
+import { type Decision, type Plan, positionAfter, type Update } from './plan.ts';
 import { requireIdentical } from './replicas.ts';
 
 /** The method's threads take two cores each when they are busy: one for TensorFlow, one for what comes and goes. */
@@ -80,12 +80,16 @@ export class Method {
    * Losses and cotangents of a micro-batch that has been gathered.
    * @param shards in replica order: those that have it   @returns its part of the losses over the global batch
    */
-  async fuse({ round, distillWeight }: Update, microBatch: number, shards: FuseRequest['shards']): Promise<Losses> {
+  async fuse(
+    { round, distillWeight, lossScale }: Update,
+    microBatch: number,
+    shards: FuseRequest['shards'],
+  ): Promise<Losses> {
     this.norm = null;
     const answered = new Map<number, Float32Array>();
     await this.each(async (share) => {
       const own = shards.filter(({ replica }) => this.of(replica) === share);
-      const answers = await share.fuse({ round, distillWeight, microBatch, shards: own }, WHOLE);
+      const answers = await share.fuse({ round, distillWeight, lossScale, microBatch, shards: own }, WHOLE);
       own.forEach(({ replica }, i) => {
         answered.set(replica, answers[i]!);
       });
@@ -109,13 +113,14 @@ export class Method {
   }
 
   /** What has been committed already stays as it is. */
-  async commit({ step, round, learningRate, last, skip }: Update): Promise<void> {
+  async commit(update: Decision): Promise<void> {
+    const { step, round, learningRate, skip } = update;
     const { position, norm } = this;
     if (position === null || step < position.step || (step === position.step && round < position.round)) return;
     this.position = null; // an apply that fails may have changed some weights
     this.norm = null;
     if (norm !== null && !skip) await this.each((share) => share.apply({ round, learningRate }, WHOLE));
-    this.position = last ? { step: step + 1, round: 0 } : { step, round: round + 1 };
+    this.position = positionAfter(update);
   }
 
   /** The same method for other shard sizes, with what this one has learnt; this one is closed. */

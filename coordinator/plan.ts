@@ -1,9 +1,11 @@
 /** What a run will do, known before anything is started: its data, its steps, its shards, its network. */
 import { BraidError } from '../core/errors.ts';
+import type { LossScale } from '../core/loss-scale.ts';
 import { branchesOf, type Recipe, workersOf } from '../core/recipe.ts';
 import { batchOf, distinctShardSizes, shardSizes, stepsPerEpoch } from '../core/sampler.ts';
 import { distillWeightAt, learningRateAt, roundsAt, totalSteps } from '../core/schedule.ts';
 import type { Dataset, ImageShape, openDataset } from '../input/dataset.ts';
+import type { Position } from '../proto/messages.ts';
 
 export interface Plan {
   recipe: Recipe;
@@ -42,8 +44,21 @@ export interface Update extends Step {
   round: number;
   /** Whether it is the step's last. */
   last: boolean;
-  /** Its gradient is not finite, and the recipe goes on without it. */
+  /** What its losses are multiplied by before they are differentiated. */
+  lossScale: number;
+}
+
+/** What becomes of an update, wherever it is committed. */
+export interface Decision extends Update {
+  /** Its gradient is not finite, and training goes on without it. */
   skip: boolean;
+  /** Where the loss scale stands after it. */
+  next: LossScale;
+}
+
+/** Where training is once it has been committed. */
+export function positionAfter({ step, round, last, next }: Decision): Position {
+  return last ? { step: step + 1, round: 0, ...next } : { step, round: round + 1, ...next };
 }
 
 /**

@@ -5,7 +5,7 @@ import type { ClassifierResult } from './evaluation.ts';
 import type { Losses, RunEvent, StepProgress } from './events.ts';
 import type { BadSamples, Journal } from './journal.ts';
 import type { Meter } from './meter.ts';
-import type { Plan, Step } from './plan.ts';
+import type { Decision, Plan } from './plan.ts';
 import type { StepResult } from './step.ts';
 import type { EventFile, Scalars } from './tensorboard.ts';
 
@@ -59,7 +59,7 @@ export class Recorder {
    * The step that has begun will be committed. Its line is written before any worker changes a weight: should this process
    * die, workers never hold a step that the journal does not.
    */
-  decided(step: Step, { losses, gradientNorm }: StepResult): void {
+  decided(step: Decision, { losses, gradientNorm }: StepResult): void {
     const { plan, journal, events, metrics, meter } = this.options;
     this.decidedAt = meter.now();
     this.window.images += step.samples;
@@ -72,6 +72,7 @@ export class Recorder {
       losses,
       learningRate: step.learningRate,
       distillWeight: step.distillWeight,
+      lossScale: step.lossScale,
       gradientNorm,
       imagesPerSecond,
       secondsLeft: (plan.steps - step.step - 1) * secondsAStep,
@@ -86,13 +87,14 @@ export class Recorder {
       'train/learning_rate': step.learningRate,
       'train/distill_weight': step.distillWeight,
       'train/gradient_norm': gradientNorm,
+      ...(plan.recipe.training.precision === 'f16' && { 'train/loss_scale': step.lossScale }),
       'train/images_per_second': imagesPerSecond,
     });
     this.window = { images: 0, seconds: 0 };
   }
 
   /** It has been committed. */
-  step(step: Step, { losses, gradientNorm, skipped, bad }: StepResult): void {
+  step(step: Decision, { losses, gradientNorm, skipped, overflowed, bad }: StepResult): void {
     const { plan, metrics, meter, onEvent } = this.options;
     const now = meter.now();
     const seconds = now - this.begunAt;
@@ -109,6 +111,7 @@ export class Recorder {
         reason,
       });
     }
+    metrics.overflows.inc(overflowed);
     if (skipped > 0) {
       metrics.skippedSteps.inc();
       onEvent({ kind: 'skipped', step: step.step });
@@ -123,6 +126,7 @@ export class Recorder {
     metrics.gradientNorm.set(gradientNorm);
     metrics.learningRate.set(step.learningRate);
     metrics.distillWeight.set(step.distillWeight);
+    metrics.lossScale.set(step.next.lossScale);
     for (const [term, loss] of Object.entries(losses)) metrics.loss.set({ term }, loss);
     onEvent({ kind: 'step', progress: this.progress! });
   }

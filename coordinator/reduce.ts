@@ -2,12 +2,16 @@
 import type { ReduceResponse } from '../proto/messages.ts';
 import type { Crew } from './crew.ts';
 
-/** @returns the workers' answers, by rank */
-export async function reduceGradients(crew: Crew, step: number, signal: AbortSignal): Promise<ReduceResponse[]> {
+/** @returns the workers' answers, and who is at fault where a sum is not finite, by rank */
+export async function reduceGradients(
+  crew: Crew,
+  step: number,
+  signal: AbortSignal,
+): Promise<{ answers: ReduceResponse[]; culprits: number[] }> {
   const answers = await crew.each('reduce', step, signal, ({ worker }, call) => worker.reduce(crew.stamp(step), call));
   for (const { sentBytes, receivedBytes } of answers) {
     crew.meter.moved('gradients', 'sent', sentBytes);
     crew.meter.moved('gradients', 'received', receivedBytes);
   }
-  return answers;
+  return { answers, culprits: answers.flatMap(({ culprit }, rank) => (culprit ? [rank] : [])) };
 }

@@ -4,6 +4,7 @@ import { once } from 'node:events';
 import { asBraidError, BraidError, isTemporary } from '../core/errors.ts';
 import { oneOf, sampled } from '../core/instruments.ts';
 import type { Log } from '../core/log.ts';
+import { firstLossScale } from '../core/loss-scale.ts';
 import { COORDINATOR_METRICS, createMetrics, type LossOfWorker, type Metrics, type RunState } from '../core/metrics.ts';
 import type { Recipe } from '../core/recipe.ts';
 import { serveStatus } from '../core/status-server.ts';
@@ -156,7 +157,11 @@ export async function runCoordinator(options: RunOptions, world: World = realWor
   const badSamples = new BadSamples(folder.badSamples);
   const recorder = new Recorder({ plan, journal, events, badSamples, metrics, meter, onEvent });
   const ledger = new Ledger(
-    { step: checkpoint?.manifest.step ?? 0, round: 0 },
+    {
+      step: checkpoint?.manifest.step ?? 0,
+      round: 0,
+      ...firstLossScale(recipe.training, checkpoint?.manifest.lossScale),
+    },
     {
       onDecided: (update, result) => recorder.decided(update, result),
       onStep: (update, result) => recorder.step(update, result),
@@ -207,7 +212,10 @@ export async function runCoordinator(options: RunOptions, world: World = realWor
       const { newest: last } = checkpoints;
       const newest =
         last === null || last.path === checkpoint?.path ? checkpoint : await checkpointToResume(store, plan, null, log);
-      if (newest !== null) return { ...newest, step: newest.manifest.step, from: newest.path };
+      if (newest !== null) {
+        const { step, lossScale } = newest.manifest;
+        return { ...newest, step, from: newest.path, ...(lossScale !== undefined && { lossScale }) };
+      }
       const weights = given ?? initialWeights(group.variables, recipe.seed);
       return { step: 0, weights, from: given === null ? `seed ${recipe.seed}` : `${recipe.training.initialWeights}` };
     },

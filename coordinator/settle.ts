@@ -2,15 +2,16 @@
 import type { CommitRequest, Position } from '../proto/messages.ts';
 import type { Crew } from './crew.ts';
 import type { Seat } from './membership.ts';
-import type { Update } from './plan.ts';
+import type { Decision } from './plan.ts';
 
 export function commitOf({
   round,
   learningRate,
   last,
   skip,
-}: Update): Omit<CommitRequest, 'run' | 'generation' | 'step'> {
-  return { round, learningRate, last, skip };
+  next,
+}: Decision): Omit<CommitRequest, 'run' | 'generation' | 'step'> {
+  return { round, learningRate, last, skip, ...next };
 }
 
 export function isAt(held: Position | null, at: Position): boolean {
@@ -22,7 +23,7 @@ export function isAt(held: Position | null, at: Position): boolean {
  * fails is filled by another in the next generation.
  * @returns who has it now
  */
-export async function settleOn(crew: Crew, update: Update, signal: AbortSignal): Promise<Seat[]> {
+export async function settleOn(crew: Crew, update: Decision, signal: AbortSignal): Promise<Seat[]> {
   const { step } = update;
   const answers = crew.members.map(async (member) => {
     await crew.one(member, 'settle', step, signal, ({ worker }, call) =>

@@ -7,12 +7,12 @@ import { fromTensors, type VariableSpec } from '../nn/variables.ts';
 import type { BadSample, Call, ForwardRequest, Position } from '../proto/messages.ts';
 import type { Crew } from './crew.ts';
 import type { Losses } from './events.ts';
-import type { FlatState, Group, NetworkState } from './group.ts';
+import type { FlatState, GradientSum, Group, NetworkState } from './group.ts';
 import { inspectShards, labelsWith, requireSameBad } from './inspect.ts';
 import type { Seat } from './membership.ts';
 import { bytesOf, floatsOf } from './memory.ts';
 import type { Method } from './method.ts';
-import type { Plan, Update } from './plan.ts';
+import type { Decision, Plan, Update } from './plan.ts';
 import { type Prepared, prepare, requireSameProgram } from './prepare.ts';
 import { reduceGradients } from './reduce.ts';
 import { requireIdentical } from './replicas.ts';
@@ -141,9 +141,12 @@ class Split implements Group {
     return shardWeights.map((weight) => microSizes(Math.round(weight * samples), microBatches));
   }
 
-  async reduce(update: Update, signal: AbortSignal): Promise<number> {
+  async reduce(update: Update, signal: AbortSignal): Promise<GradientSum> {
     const { step, round } = update;
-    const [answers, own] = await bothDone(reduceGradients(this.crew, step, signal), this.method.reduce(update));
+    const [{ answers, culprits }, own] = await bothDone(
+      reduceGradients(this.crew, step, signal),
+      this.method.reduce(update),
+    );
     // Every segment once: the trunk's norm is everybody's, a branch's that of its first worker.
     const norms = new Map<string, number>();
     this.programs.forEach(({ rounds }, branch) => {
@@ -151,10 +154,10 @@ class Split implements Group {
         norms.set(segment === 'trunk' ? segment : `${segment} ${branch}`, answers[branch]!.segmentNorms[i]!);
       });
     });
-    return Math.hypot(...norms.values(), own);
+    return { norm: Math.hypot(...norms.values(), own), culprits };
   }
 
-  async commit(update: Update, signal: AbortSignal): Promise<void> {
+  async commit(update: Decision, signal: AbortSignal): Promise<void> {
     const { step } = update;
     await this.crew.each('commit', step, signal, ({ worker }, call) =>
       worker.commit({ ...this.crew.stamp(step), ...commitOf(update) }, call),
@@ -162,7 +165,7 @@ class Split implements Group {
     await this.method.commit(update);
   }
 
-  async settle(update: Update, crew: Crew, signal: AbortSignal): Promise<boolean> {
+  async settle(update: Decision, crew: Crew, signal: AbortSignal): Promise<boolean> {
     const settled = await settleOn(crew, update, signal);
     const branches = new Set(settled.map(({ rank }) => this.branchOf(rank)));
     if (branches.size < this.plan.branches) return false;
@@ -187,7 +190,7 @@ class Split implements Group {
       'fill',
       at.step,
       signal,
-      (seat, call) => this.crew.writeState(seat, at.step, states[this.branchOf(seat.rank)]!, call),
+      (seat, call) => this.crew.writeState(seat, at, states[this.branchOf(seat.rank)]!, call),
       others,
     );
     return true;
@@ -201,15 +204,15 @@ class Split implements Group {
     });
   }
 
-  async write(step: number, state: NetworkState, signal: AbortSignal): Promise<void> {
+  async write(at: Position, state: NetworkState, signal: AbortSignal): Promise<void> {
     const states = this.programs.map(({ variables }) =>
       bytesOf(fromTensors(variables, state.weights, state.momenta, state.averages)),
     );
-    await this.crew.each('write', step, signal, (seat, call) =>
-      this.crew.writeState(seat, step, states[this.branchOf(seat.rank)]!, call),
+    await this.crew.each('write', at.step, signal, (seat, call) =>
+      this.crew.writeState(seat, at, states[this.branchOf(seat.rank)]!, call),
     );
     await this.method.write(state);
-    this.method.position = { step, round: 0 };
+    this.method.position = at;
   }
 
   async read(step: number, signal: AbortSignal, crew = this.crew): Promise<FlatState[]> {
@@ -246,13 +249,14 @@ class Split implements Group {
 
   /** Every branch's outputs on a micro-batch of the step's shards, into the method's memory. */
   private async gather(update: Update, microBatch: number, signal: AbortSignal): Promise<void> {
-    const { step, shardWeights, round } = update;
+    const { step, shardWeights, round, lossScale } = update;
     const sizes = this.microSizes(update);
     await this.crew.each('forward', step, signal, async (member, call) => {
       const replica = this.replicaOf(member.rank);
       const size = sizes[replica]![microBatch];
       if (size === undefined) return;
-      const request = { step, split: 'SPLIT_TRAIN', shardWeight: shardWeights[replica]!, round, microBatch } as const;
+      const how = { shardWeight: shardWeights[replica]!, round, microBatch, lossScale };
+      const request = { step, split: 'SPLIT_TRAIN', ...how } as const;
       await this.forwardOf(member, call, request, this.sizes.indexOf(size));
     });
   }
@@ -281,7 +285,7 @@ class Split implements Group {
             this.forwardOf(
               member,
               call,
-              { step: batch, split: 'SPLIT_TEST', shardWeight: 1, round: 0, microBatch: 0 },
+              { step: batch, split: 'SPLIT_TEST', shardWeight: 1, round: 0, microBatch: 0, lossScale: 1 },
               -1,
             ),
           ),

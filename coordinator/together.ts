@@ -6,11 +6,11 @@ import { fromTensors } from '../nn/variables.ts';
 import type { Position } from '../proto/messages.ts';
 import type { Crew } from './crew.ts';
 import type { Losses } from './events.ts';
-import type { FlatState, Group, NetworkState } from './group.ts';
+import type { FlatState, GradientSum, Group, NetworkState } from './group.ts';
 import { inspectShards } from './inspect.ts';
 import type { Seat } from './membership.ts';
 import { bytesOf, floatsOf } from './memory.ts';
-import type { Plan, Update } from './plan.ts';
+import type { Decision, Plan, Update } from './plan.ts';
 import { type Prepared, prepare, requireSameProgram } from './prepare.ts';
 import { reduceGradients } from './reduce.ts';
 import { requireIdentical } from './replicas.ts';
@@ -52,20 +52,15 @@ class Together implements Group {
     const others = this.crew.members.filter((seat) => !holds(seat));
     if (others.length === 0) return true;
     const state = await this.readOne(holders[0]!, at.step, signal);
-    await this.crew.each(
-      'fill',
-      at.step,
-      signal,
-      (seat, call) => this.crew.writeState(seat, at.step, state, call),
-      others,
-    );
+    await this.crew.each('fill', at.step, signal, (seat, call) => this.crew.writeState(seat, at, state, call), others);
     return true;
   }
 
-  async forward({ step, distillWeight, shardWeights, round }: Update, signal: AbortSignal) {
-    const answers = await this.crew.each('compute', step, signal, ({ rank, worker }, call) =>
-      worker.compute({ ...this.crew.stamp(step), distillWeight, shardWeight: shardWeights[rank]!, round }, call),
-    );
+  async forward({ step, distillWeight, shardWeights, round, lossScale }: Update, signal: AbortSignal) {
+    const answers = await this.crew.each('compute', step, signal, ({ rank, worker }, call) => {
+      const request = { distillWeight, shardWeight: shardWeights[rank]!, round, lossScale };
+      return worker.compute({ ...this.crew.stamp(step), ...request }, call);
+    });
     const names = this.program.rounds[round]!.losses;
     const losses: Losses = {};
     answers.forEach((answer, rank) => {
@@ -83,18 +78,18 @@ class Together implements Group {
   /** Compute has left the gradient on each worker. */
   async backward(): Promise<void> {}
 
-  async reduce({ step }: Update, signal: AbortSignal): Promise<number> {
-    const answers = await reduceGradients(this.crew, step, signal);
-    return answers[0]!.segmentNorms[0]!;
+  async reduce({ step }: Update, signal: AbortSignal): Promise<GradientSum> {
+    const { answers, culprits } = await reduceGradients(this.crew, step, signal);
+    return { norm: answers[0]!.segmentNorms[0]!, culprits };
   }
 
-  async commit(update: Update, signal: AbortSignal): Promise<void> {
+  async commit(update: Decision, signal: AbortSignal): Promise<void> {
     await this.crew.each('commit', update.step, signal, ({ worker }, call) =>
       worker.commit({ ...this.crew.stamp(update.step), ...commitOf(update) }, call),
     );
   }
 
-  async settle(update: Update, crew: Crew, signal: AbortSignal): Promise<boolean> {
+  async settle(update: Decision, crew: Crew, signal: AbortSignal): Promise<boolean> {
     const settled = await settleOn(crew, update, signal);
     return settled.length > 0;
   }
@@ -109,9 +104,9 @@ class Together implements Group {
     );
   }
 
-  async write(step: number, { weights, momenta, averages }: NetworkState, signal: AbortSignal): Promise<void> {
+  async write(at: Position, { weights, momenta, averages }: NetworkState, signal: AbortSignal): Promise<void> {
     const state = bytesOf(fromTensors(this.program.variables, weights, momenta, averages));
-    await this.crew.each('write', step, signal, (seat, call) => this.crew.writeState(seat, step, state, call));
+    await this.crew.each('write', at.step, signal, (seat, call) => this.crew.writeState(seat, at, state, call));
   }
 
   async read(step: number, signal: AbortSignal, crew = this.crew): Promise<FlatState[]> {

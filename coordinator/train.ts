@@ -43,7 +43,7 @@ export async function train(training: Training): Promise<string | null> {
     }
     training.recorder.begin();
     const { everySteps } = plan.recipe.tracing;
-    await within('step', () => trainStep(group, stepAt(plan, step), ledger, plan.recipe.training.nonFinite, hard), {
+    await within('step', () => trainStep(group, stepAt(plan, step), ledger, plan.recipe.training, hard), {
       attributes: { step },
       sampled: step % everySteps === 0,
     });
@@ -101,11 +101,15 @@ export async function saveNow(training: Training, step: number, crew?: Crew): Pr
 
 /** Compares the replicas, and hands over what they agree on. */
 async function beginToWrite(training: Training, step: number, crew?: Crew): Promise<void> {
-  const { plan, group, checkpoints, run, hard, now } = training;
+  const { plan, group, ledger, checkpoints, run, hard, now } = training;
   const start = now();
   const states = await group.read(step, hard, crew);
   const epoch = Math.floor(step / plan.stepsPerEpoch);
-  const facts = { run, step, epoch, network: networkOf(plan), sampling: samplingOf(plan), recipe: plan.recipe };
+  const { lossScale, goodUpdates } = ledger.position;
+  const facts = {
+    ...{ run, step, epoch, network: networkOf(plan), sampling: samplingOf(plan), recipe: plan.recipe },
+    ...(plan.recipe.training.precision === 'f16' && { lossScale: { lossScale, goodUpdates } }),
+  };
   checkpoints.write(facts, states, start);
 }
 

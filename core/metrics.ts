@@ -71,6 +71,14 @@ export const COORDINATOR_METRICS = {
   }),
   testLoss: gauge('braid_test_loss', 'Mean cross-entropy on the whole test set, nats.', { classifier: 'as above' }),
   evaluationSeconds: gauge('braid_evaluation_seconds', 'Time of the last evaluation.'),
+  lossScale: gauge(
+    'braid_loss_scale',
+    'What the next losses are multiplied by before they are differentiated: 1 but in f16.',
+  ),
+  overflows: counter(
+    'braid_overflows_total',
+    'Updates left out because f16 gradients overflowed at their loss scale, which was halved.',
+  ),
   skippedSteps: counter('braid_skipped_steps_total', 'Steps left out because they were not finite.'),
   badSamples: counter('braid_bad_samples_total', 'Samples of committed steps that could not be used.'),
 

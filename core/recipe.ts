@@ -9,6 +9,7 @@ import { availableParallelism } from 'node:os';
 import { parse, stringify } from 'yaml';
 import { z } from 'zod';
 import { BraidError, nearest } from './errors.ts';
+import { MAX_LOSS_SCALE } from './loss-scale.ts';
 
 const positiveInt = z.number().int().positive();
 const count = z.number().int().nonnegative();
@@ -271,8 +272,21 @@ export const recipeSchema = z.strictObject({
       .default(null),
     /** Stages whose activations are computed anew in backward in place of being kept, by name; true: all of them. */
     recompute: z.union([z.boolean(), z.array(z.string())]).default(false),
-    /** `bf16`: convolutions and activations in bfloat16, weights, statistics and losses in f32. */
-    precision: z.enum(['f32', 'bf16']).default('f32'),
+    /** `bf16` and `f16`: convolutions and activations in 16 bits, weights, statistics and losses in f32. */
+    precision: z.enum(['f32', 'bf16', 'f16']).default('f32'),
+    /** Of f16: what losses are multiplied by before they are differentiated (core/loss-scale.ts). */
+    lossScale: z
+      .strictObject({
+        initial: z
+          .number()
+          .min(1)
+          .max(MAX_LOSS_SCALE)
+          .refine((scale) => Number.isInteger(Math.log2(scale)), 'must be a power of two')
+          .default(65536),
+        /** It is doubled after so many updates in a row whose gradients do not overflow. */
+        growthInterval: positiveInt.default(2000),
+      })
+      .prefault({}),
     /** A loss or gradient that is NaN or infinite ends the run, or its step is left out and counted. */
     nonFinite: z.enum(['stop', 'skip']).default('stop'),
     /** A .safetensors file with the first weights, PyTorch names and layouts; null: drawn from the seed. */

@@ -14,6 +14,8 @@
  *
  * The gradient is flat too: per segment, the gradients of its trainable variables and then the batch statistics of its
  * batch norms, all times the shard's part of the global batch, so that the sum over all shards is the mean over the batch.
+ * In f16 the losses are multiplied by `lossScale` before they are differentiated, and so cotangents are; gradients are divided by
+ * it before they are anything else's.
  */
 import { branchesOf, type Recipe } from '../core/recipe.ts';
 import { distinctMicroSizes } from '../core/sampler.ts';
@@ -108,6 +110,14 @@ interface Builders {
   fixed: Builder;
 }
 
+/** What is multiplied, f32[] each. */
+interface Scale {
+  /** All of the gradient, by the shard's part of the global batch. */
+  shard: Tensor;
+  /** The losses, before they are differentiated. Absent: by nothing. */
+  loss?: Tensor;
+}
+
 class ProgramBuilder {
   private readonly c: Capture;
   private readonly options: ProgramOptions;
@@ -191,17 +201,18 @@ class ProgramBuilder {
     const { c } = this;
     c.phase(trainingPhase('compute', round, n), () => {
       const images = this.replicaImages(n);
-      const { crossEntropy, distillWeight, shardWeight } = this.trainingFeeds(n);
+      const { crossEntropy, distillWeight, scale } = this.trainingFeeds(n);
       const { builders, learning } = this.training(name);
       let losses: Tensor | undefined;
-      const gradients = this.differentiate([...learning.values()], () => {
+      const loss = () => {
         const branches = this.replica(builders, images, name);
         const input = { branches, classes: this.options.classes, crossEntropy, distillWeight };
         const { total, flat } = this.lossesOf(builders.learning, input, round, name);
         losses = tf.keep(flat);
         return total;
-      });
-      const gradient = this.flatGradient(round, builders.learning, [...learning.keys()], gradients, shardWeight);
+      };
+      const gradients = this.differentiate([...learning.values()], loss, scale.loss);
+      const gradient = this.flatGradient(round, builders.learning, [...learning.keys()], gradients, scale);
       return { ...this.given(round, gradient), losses: losses! };
     });
   }
@@ -333,7 +344,7 @@ class ProgramBuilder {
     }
     c.continueIn(backward);
     const cotangents = this.unpack(c.feed('cotangents', [length]), k, n);
-    const shardWeight = c.feed('shardWeight', []);
+    const scale = this.scaleFeeds();
     c.continueIn(forward);
     const images = this.images(n);
     const { builders, learning } = this.training(name);
@@ -350,7 +361,7 @@ class ProgramBuilder {
       forwards();
       gradients = [...learning.values()].map((value) => tf.mul(value, tf.scalar(0)));
     }
-    const gradient = this.flatGradient(round, builders.learning, [...learning.keys()], gradients, shardWeight);
+    const gradient = this.flatGradient(round, builders.learning, [...learning.keys()], gradients, scale);
     for (const [key, tensor] of Object.entries(this.given(round, gradient))) c.fetch(key, tensor);
   }
 
@@ -442,25 +453,26 @@ class ProgramBuilder {
     const { c } = this;
     c.phase(trainingPhase('fuse', round, n), () => {
       const flats = this.cuts.map((_, k) => this.unpack(c.feed(`outputs.${k}`, [this.wireLength(k, n)]), k, n));
-      const { crossEntropy, distillWeight, shardWeight } = this.trainingFeeds(n);
+      const { crossEntropy, distillWeight, scale } = this.trainingFeeds(n);
       const { builders, learning } = this.training(name);
       const taught = flats.flatMap((_, k) => (this.branchLearns(k, name) ? [k] : []));
       let losses: Tensor | undefined;
       const xs = [...taught.map((k) => flats[k]!), ...learning.values()];
-      const gradients = this.differentiate(xs, () => {
+      const loss = () => {
         const branches = flats.map((flat, k) => this.unflatten(flat, k, n));
         const input = { branches, classes: this.options.classes, crossEntropy, distillWeight };
         const { total, flat } = this.lossesOf(builders.learning, input, round, name);
         losses = tf.keep(flat);
         return total;
-      });
+      };
+      const gradients = this.differentiate(xs, loss, scale.loss);
       const fetches: Record<string, Tensor> = { losses: losses! };
       taught.forEach((k, i) => {
         fetches[`cotangents.${k}`] = this.pack(gradients[i]!, k, n);
       });
       const own = gradients.slice(taught.length);
       if (own.length > 0)
-        fetches.gradient = this.flatGradient(round, builders.learning, [...learning.keys()], own, shardWeight);
+        fetches.gradient = this.flatGradient(round, builders.learning, [...learning.keys()], own, scale);
       return fetches;
     });
   }
@@ -543,15 +555,20 @@ class ProgramBuilder {
     return cast(tf.mul(centred, tf.tensor1d(std.map((s) => 1 / s))), 'f32', recipe.training.precision);
   }
 
-  private trainingFeeds(n: number): Pick<TrainingInput, 'crossEntropy' | 'distillWeight'> & { shardWeight: Tensor } {
+  private trainingFeeds(n: number): Pick<TrainingInput, 'crossEntropy' | 'distillWeight'> & { scale: Scale } {
     const { c } = this;
     const { labelSmoothing } = this.options.recipe.training;
     const labels = c.feed('labels', [n], 'int32');
     return {
       crossEntropy: (logits) => crossEntropy(logits, labels, labelSmoothing),
       distillWeight: c.feed('distillWeight', []),
-      shardWeight: c.feed('shardWeight', []),
+      scale: this.scaleFeeds(),
     };
+  }
+
+  private scaleFeeds(): Scale {
+    const f16 = this.options.recipe.training.precision === 'f16';
+    return { shard: this.c.feed('shardWeight', []), ...(f16 && { loss: this.c.feed('lossScale', []) }) };
   }
 
   private lossesOf(b: Builder, input: TrainingInput, round: number, name: string): { total: Tensor; flat: Tensor } {
@@ -569,8 +586,9 @@ class ProgramBuilder {
     return tf.engine().gradients(y as never, xs, (dy ?? null) as never).grads;
   }
 
-  private flatGradient(round: number, b: Builder, names: string[], gradients: Tensor[], shardWeight: Tensor): Tensor {
+  private flatGradient(round: number, b: Builder, names: string[], gradients: Tensor[], scale: Scale): Tensor {
     const { role } = this.options;
+    const unscale = scale.loss === undefined ? null : tf.div(tf.scalar(1), scale.loss);
     const byName = new Map([...names.map((name, i) => [name, gradients[i]!] as const), ...b.statistics]);
     // In `split` every branch's worker brings the same statistics of a shared trunk, and they are summed.
     const sharers = role.kind === 'branch' ? this.cuts.length : 1;
@@ -578,10 +596,11 @@ class ProgramBuilder {
     const parts = this.rounds[round]!.gradientOrder.map((name) => {
       const v = specs.get(name)!;
       const flat = tf.reshape(byName.get(name)!, [v.size]);
-      const shared = !v.trainable && v.segment === 'trunk' && sharers > 1;
+      if (v.trainable) return unscale === null ? flat : tf.mul(flat, unscale);
+      const shared = v.segment === 'trunk' && sharers > 1;
       return shared ? tf.mul(flat, tf.scalar(1 / sharers)) : flat;
     });
-    return tf.mul(tf.concat(parts), shardWeight);
+    return tf.mul(tf.concat(parts), scale.shard);
   }
 
   /** A segment's variables that learn in a round, in gradient order: trainable ones, then running statistics. */

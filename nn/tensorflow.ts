@@ -28,6 +28,7 @@ export const DType = {
   INT64: 9,
   BOOL: 10,
   BFLOAT16: 14,
+  HALF: 19,
   RESOURCE: 20,
 } as const;
 export type DType = (typeof DType)[keyof typeof DType];

@@ -144,6 +144,8 @@ export interface PrepareResponse {
 export interface Position {
   step: number;
   round: number;
+  lossScale: number;
+  goodUpdates: number;
 }
 
 export interface StatusRequest {
@@ -207,6 +209,7 @@ export interface ComputeRequest {
   distillWeight: number;
   shardWeight: number;
   round: number;
+  lossScale: number;
 }
 
 export interface ComputeResponse {
@@ -223,12 +226,14 @@ export interface ForwardRequest {
   shardWeight: number;
   round: number;
   microBatch: number;
+  lossScale: number;
 }
 
 export interface ReduceResponse {
   segmentNorms: number[];
   sentBytes: number;
   receivedBytes: number;
+  culprit: boolean;
 }
 
 export interface InspectResponse {
@@ -249,6 +254,8 @@ export interface CommitRequest {
   last: boolean;
   round: number;
   skip: boolean;
+  lossScale: number;
+  goodUpdates: number;
 }
 
 export interface EvaluateResponse {
@@ -272,4 +279,7 @@ export interface Part {
   data: Uint8Array;
   crc32: number;
   last: boolean;
+  round: number;
+  lossScale: number;
+  goodUpdates: number;
 }

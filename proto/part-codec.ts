@@ -14,8 +14,8 @@ const FIXED32 = 5;
 /** Of a 64-bit number. */
 const VARINT_BYTES = 10;
 
-/** Tags and varints of every field but `run` and `data`: 7 tags, 5 varints of at most 10 bytes, a CRC, a bool. */
-const HEADER_BYTES = 80;
+/** Of every field but what `run` and `data` hold: 11 tags, 9 varints of at most 10 bytes, a CRC, a bool. */
+const HEADER_BYTES = 106;
 
 export function encodePart(part: Part): Buffer {
   const runBytes = Buffer.byteLength(part.run);
@@ -28,6 +28,13 @@ export function encodePart(part: Part): Buffer {
   at = varint(message, tag(message, at, 5, VARINT), part.offset);
   at = message.writeUInt32LE(part.crc32, tag(message, at, 7, FIXED32));
   at = varint(message, tag(message, at, 8, VARINT), part.last ? 1 : 0);
+  for (const [field, value] of [
+    [9, part.round] as const,
+    [10, part.lossScale] as const,
+    [11, part.goodUpdates] as const,
+  ]) {
+    if (value !== 0) at = varint(message, tag(message, at, field, VARINT), value);
+  }
   at = varint(message, tag(message, at, 6, BYTES), part.data.length);
   message.set(part.data, at);
   return message.subarray(0, at + part.data.length);
@@ -44,6 +51,9 @@ export function decodePart(message: Buffer): Part {
     data: message.subarray(0, 0),
     crc32: 0,
     last: false,
+    round: 0,
+    lossScale: 0,
+    goodUpdates: 0,
   };
   const cursor = { message, at: 0 };
   while (cursor.at < message.length) {
@@ -74,8 +84,17 @@ export function decodePart(message: Buffer): Part {
       case 8 * 8 + VARINT:
         part.last = readVarint(cursor) !== 0;
         break;
+      case 9 * 8 + VARINT:
+        part.round = readVarint(cursor);
+        break;
+      case 10 * 8 + VARINT:
+        part.lossScale = readVarint(cursor);
+        break;
+      case 11 * 8 + VARINT:
+        part.goodUpdates = readVarint(cursor);
+        break;
       default:
-        if (field <= 8) throw malformed(`field ${field} has wire type ${key % 8}`);
+        if (field <= 11) throw malformed(`field ${field} has wire type ${key % 8}`);
         skip(cursor, key % 8);
     }
   }

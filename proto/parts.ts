@@ -7,7 +7,7 @@
  */
 import { crc32 } from 'node:zlib';
 import { BraidError } from '../core/errors.ts';
-import type { Messages, Part, StepRequest } from './messages.ts';
+import type { Messages, Part, Position, StepRequest } from './messages.ts';
 
 /** Data a part at most: small enough that a stream's parts in flight stay a few MiB, large enough to cost nothing each. */
 export const PART_BYTES = 1 << 20;
@@ -21,18 +21,29 @@ export interface CollectOptions {
   into?: Uint8Array;
 }
 
-export interface Payload extends StepRequest {
+export interface Payload extends StepRequest, Position {
   /** On a SharedArrayBuffer of its own, so that another thread may have it without a copy (unless `into` was used). */
   bytes: Uint8Array;
 }
 
-/** Cuts a payload into parts. The bytes are read when a part is sent, so they must not change before the call ends. */
-export function* parts({ run, generation, step }: StepRequest, bytes: Uint8Array): Generator<Part> {
+/** What a payload that is no state says of its Position, beside the step. */
+const NOWHERE = { round: 0, lossScale: 0, goodUpdates: 0 };
+
+/**
+ * Cuts a payload into parts. The bytes are read when a part is sent, so they must not change before the call ends.
+ * @param place of a state
+ */
+export function* parts(
+  { run, generation, step }: StepRequest,
+  bytes: Uint8Array,
+  { round, lossScale, goodUpdates }: Omit<Position, 'step'> = NOWHERE,
+): Generator<Part> {
+  const said = { run, generation, step, round, lossScale, goodUpdates };
   let offset = 0;
   do {
     const data = bytes.subarray(offset, offset + PART_BYTES);
     const last = offset + data.length === bytes.length;
-    yield { run, generation, step, total: bytes.length, offset, data, crc32: crc32(data), last };
+    yield { ...said, total: bytes.length, offset, data, crc32: crc32(data), last };
     offset += data.length;
   } while (offset < bytes.length);
 }
@@ -97,7 +108,8 @@ function begin(part: Part, { maxBytes, expect, into }: CollectOptions): Payload 
     throw new BraidError('PROTOCOL', `a payload of step ${part.step} where step ${expect.step} is expected`);
   }
   const bytes = into?.length === part.total ? into : new Uint8Array(new SharedArrayBuffer(part.total));
-  return { run: part.run, generation: part.generation, step: part.step, bytes };
+  const { run, generation, step, round, lossScale, goodUpdates } = part;
+  return { run, generation, step, round, lossScale, goodUpdates, bytes };
 }
 
 function check(part: Part, payload: Payload, received: number): void {

@@ -117,7 +117,8 @@ export class FakeWorker implements WorkerService {
   private gradient = new Float32Array(0);
   private reduced = new Float32Array(0);
   private shardWeight = 0;
-  private position: Position | null = null;
+  /** Where training is on it. */
+  position: Position | null = null;
   private frozen = false;
   /** What its membership has ended with; null: well, or not yet. */
   why: BraidError | null = null;
@@ -224,10 +225,10 @@ export class FakeWorker implements WorkerService {
   }
 
   async writeState(stream: Parameters<WorkerService['writeState']>[0]) {
-    for await (const { step, bytes } of payloads(stream, { maxBytes: MAX_BYTES })) {
+    for await (const { step, round, lossScale, goodUpdates, bytes } of payloads(stream, { maxBytes: MAX_BYTES })) {
       await this.enter('writeState', { step });
       this.state = new Float32Array(bytes.slice().buffer);
-      this.position = { step, round: 0 };
+      this.position = { step, round, lossScale, goodUpdates };
     }
     return {};
   }
@@ -288,14 +289,14 @@ export class FakeWorker implements WorkerService {
     );
     this.reduced = Float32Array.from(sums.flatMap((sum) => [...sum]));
     const segmentNorms = sums.map((sum) => (wrong === 'not a number' ? Number.NaN : Math.hypot(...sum)));
-    return { segmentNorms, sentBytes: 8, receivedBytes: 8 };
+    return { segmentNorms, sentBytes: 8, receivedBytes: 8, culprit: wrong === 'not a number' };
   }
 
-  async commit({ learningRate, skip, ...request }: Parameters<WorkerService['commit']>[0]) {
+  async commit({ learningRate, skip, lossScale, goodUpdates, ...request }: Parameters<WorkerService['commit']>[0]) {
     if (request.step < this.position!.step) return {};
     await this.enter('commit', request);
     if (!skip) apply(this.state, this.reduced, learningRate);
-    this.position = { step: request.step + 1, round: 0 };
+    this.position = { step: request.step + 1, round: 0, lossScale, goodUpdates };
     await this.enter('commit', { step: request.step + 0.5 }); // done, and nobody has heard of it
     return {};
   }

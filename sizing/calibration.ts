@@ -19,7 +19,7 @@ const entrySchema = z.strictObject({
   /** ISO 8601. */
   date: z.string(),
   recipe: z.string(),
-  precision: z.enum(['f32', 'bf16']),
+  precision: z.enum(['f32', 'bf16', 'f16']),
   samples: z.number().int().positive(),
   /** Median of a step's compute phase. */
   seconds: z.number().positive(),

@@ -38,14 +38,20 @@ const TERA = 1e12;
 const ASSUMED = 0.5;
 const gpu = (
   name: string,
-  { f32, bf16, bandwidth, memory }: { f32: number; bf16: number; bandwidth: number; memory: number },
+  {
+    f32,
+    bf16,
+    f16 = bf16,
+    bandwidth,
+    memory,
+  }: { f32: number; bf16: number; f16?: number; bandwidth: number; memory: number },
   source: string,
 ): DeviceSpec => ({
   name,
-  flops: { f32: f32 * TERA, bf16: bf16 * TERA },
+  flops: { f32: f32 * TERA, bf16: bf16 * TERA, f16: f16 * TERA },
   bandwidth: bandwidth * GB,
   memory: memory * GB,
-  efficiency: { f32: ASSUMED, bf16: ASSUMED },
+  efficiency: { f32: ASSUMED, bf16: ASSUMED, f16: ASSUMED },
   efficiencyFrom: 'assumed: Braid has not run on this GPU',
   source,
   cores: 0,
@@ -69,13 +75,14 @@ const DEVICES: DeviceSpec[] = [
     'NVIDIA L4 data sheet, half of its figures with sparsity',
   ),
   // No tensor cores for bf16, which TensorFlow then computes in f32.
-  gpu('v100', { f32: 15.7, bf16: 15.7, bandwidth: 900, memory: 32 }, 'NVIDIA V100 data sheet, SXM2 32 GB'),
+  gpu('v100', { f32: 15.7, bf16: 15.7, f16: 125, bandwidth: 900, memory: 32 }, 'NVIDIA V100 data sheet, SXM2 32 GB'),
+  // No instructions for f16, which is widened to f32.
   {
     name: 'cpu',
-    flops: { f32: 108 * GB, bf16: 214 * GB },
+    flops: { f32: 108 * GB, bf16: 214 * GB, f16: 108 * GB },
     bandwidth: 12 * GB,
     memory: null,
-    efficiency: { f32: 1, bf16: 1 },
+    efficiency: { f32: 1, bf16: 1, f16: 1 },
     efficiencyFrom: 'not calibrated',
     source: 'bench/peak.ts on one core of an AMD EPYC with AVX-512 BF16, 2026-11-24',
     cores: 1,

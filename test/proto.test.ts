@@ -27,6 +27,9 @@ const partArbitrary: fc.Arbitrary<Part> = fc.record({
   data: fc.uint8Array({ maxLength: 300 }),
   crc32: fc.nat(0xffffffff),
   last: fc.boolean(),
+  round: fc.nat(),
+  lossScale: fc.nat(),
+  goodUpdates: fc.nat(),
 });
 
 function plain(part: Part): Part {
@@ -74,7 +77,7 @@ test('bytes that are not a Part are refused, or read within their bounds', (t) =
 });
 
 test('a field of a later version is passed over', (t) => {
-  const part = { ...stamp, total: 3, offset: 0, data: Buffer.from('abc'), crc32: 5, last: true };
+  const part = { ...[...parts(stamp, Buffer.from('abc'))][0]!, crc32: 5 };
   const later = Buffer.concat([encodePart(part), Buffer.from([15 * 8 + 2 - 128 + 128, 2, 9, 9])]);
   t.deepEqual(plain(decodePart(later)), plain(part));
 });
@@ -129,7 +132,7 @@ for (const [what, spoil, message] of spoilt) {
 }
 
 test('a payload above the bound is refused before memory is taken for it', async (t) => {
-  const huge = { ...stamp, total: 1e15, offset: 0, data: Buffer.alloc(1), crc32: 0, last: false };
+  const huge = { ...[...parts(stamp, Buffer.alloc(1))][0]!, total: 1e15, last: false };
   const error = await t.throwsAsync(collect([huge], { maxBytes: 1000 }), { instanceOf: BraidError });
   t.regex(error.message, /1000000000000000 bytes where at most 1000/);
 });
@@ -246,7 +249,10 @@ test('a stream without a reader is produced no further than a few parts', async 
     for await (const part of worker.readState(stamp, { signal: never })) {
       t.is(part.offset, 0);
       await worker
-        .commit({ ...stamp, learningRate: 1, last: true, round: 0, skip: false }, { signal: never })
+        .commit(
+          { ...stamp, learningRate: 1, last: true, round: 0, skip: false, lossScale: 1, goodUpdates: 0 },
+          { signal: never },
+        )
         .catch(() => {}); // a round trip later
       break;
     }

@@ -659,7 +659,7 @@ test('the status server answers GET of three paths, and nothing else', async (t)
   await server.close();
 });
 
-const COMPUTE = { ...stamp, distillWeight: 0, shardWeight: 1, round: 0 };
+const COMPUTE = { ...stamp, distillWeight: 0, shardWeight: 1, round: 0, lossScale: 1 };
 const JOIN: JoinRequest = {
   ...{ version: VERSION, address: '127.0.0.1:1', exchangeAddress: '127.0.0.1:2', host: 'here', pid: 1 },
   ...{ threads: 1, device: 'CPU', generation: 0 },

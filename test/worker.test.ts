@@ -265,7 +265,9 @@ async function world(options: WorldOptions): Promise<World> {
         return worker.prepare(request, call);
       }),
     write: (step, state = new Float32Array(STATE)) =>
-      all(({ worker }) => worker.writeState(parts(stamp(step), new Uint8Array(state.buffer)), call)),
+      all(({ worker }) =>
+        worker.writeState(parts(stamp(step), new Uint8Array(state.buffer), { round: 0, ...SCALE }), call),
+      ),
     dismiss: (reason) => over.abort(reason ?? 'over'),
     kill: () => server.forceShutdown(),
     async [Symbol.asyncDispose]() {
@@ -281,7 +283,9 @@ async function world(options: WorldOptions): Promise<World> {
   };
 }
 
-const compute = (step: number) => ({ ...stamp(step), distillWeight: 0.25, shardWeight: 0.5, round: 0 });
+/** Of f16. */
+const SCALE = { lossScale: 512, goodUpdates: 7 };
+const compute = (step: number) => ({ ...stamp(step), distillWeight: 0.25, shardWeight: 0.5, round: 0, lossScale: 512 });
 
 // Each test's workers leave folders in the same place while they live: one test at a time.
 const serial = test.serial;
@@ -322,7 +326,7 @@ serial(
       }
       await Promise.all(
         w.members.map(({ worker }) =>
-          worker.commit({ ...stamp(step), learningRate: 0.125, last: true, round: 0, skip: false }, call),
+          worker.commit({ ...stamp(step), learningRate: 0.125, last: true, round: 0, skip: false, ...SCALE }, call),
         ),
       );
       expected -= 0.125 * gradient;
@@ -354,12 +358,15 @@ serial('a step that was not committed can begin again, with the same shard and t
   await worker.reduce(stamp(3), call);
   t.deepEqual((await worker.compute(compute(3), call)).losses, first.losses);
   t.deepEqual(device.state, new Float32Array(STATE));
-  await t.throwsAsync(worker.commit({ ...stamp(3), learningRate: 1, last: true, round: 0, skip: false }, call), {
-    code: 'PROTOCOL',
-    message: /\(computed\)/,
-  });
+  await t.throwsAsync(
+    worker.commit({ ...stamp(3), learningRate: 1, last: true, round: 0, skip: false, ...SCALE }, call),
+    {
+      code: 'PROTOCOL',
+      message: /\(computed\)/,
+    },
+  );
   await worker.reduce(stamp(3), call);
-  await worker.commit({ ...stamp(3), learningRate: 1, last: true, round: 0, skip: false }, call);
+  await worker.commit({ ...stamp(3), learningRate: 1, last: true, round: 0, skip: false, ...SCALE }, call);
   t.is((await worker.compute(compute(4), call)).losses[0], 8 * 4 + 1);
 });
 
@@ -386,9 +393,12 @@ serial('a call out of order, of another step, generation or run is refused befor
     message: /compute of step 1.*at step 0/,
   });
   await t.throwsAsync(worker.reduce(stamp(0, 2), call), { code: 'PROTOCOL', message: /\(begun\)/ });
-  await t.throwsAsync(worker.commit({ ...stamp(0, 2), learningRate: 1, last: true, round: 0, skip: false }, call), {
-    code: 'PROTOCOL',
-  });
+  await t.throwsAsync(
+    worker.commit({ ...stamp(0, 2), learningRate: 1, last: true, round: 0, skip: false, ...SCALE }, call),
+    {
+      code: 'PROTOCOL',
+    },
+  );
   await t.throwsAsync(worker.stop({ ...stamp(0), run: 'other' }, call), { code: 'VERSION_MISMATCH' });
   await t.throwsAsync(worker.writeState(parts(stamp(0, 2), new Uint8Array(8)), call), {
     message: /state of 8 bytes, .* 32/,
@@ -431,9 +441,9 @@ serial(
     t.is((await worker.status({ run: RUN }, call)).step, 3);
     const held = async (changes: Partial<PrepareRequest>) =>
       ((await w.prepare(() => changes)) as PrepareResponse[])[0]!.held;
-    t.deepEqual(await held({ generation: 2 }), { step: 3, round: 0 });
+    t.deepEqual(await held({ generation: 2 }), { step: 3, round: 0, ...SCALE });
     t.is(w.members[0]!.device, device);
-    t.deepEqual(await held({ generation: 3, shardSizes: [2, 4] }), { step: 3, round: 0 });
+    t.deepEqual(await held({ generation: 3, shardSizes: [2, 4] }), { step: 3, round: 0, ...SCALE });
     t.true(device.closed);
     t.deepEqual(Array.from(w.members[0]!.device.state), Array(STATE).fill(7));
     t.is((await worker.compute({ ...compute(3), generation: 3 }, call)).losses[0], 8 * 3 + 1);
@@ -447,7 +457,7 @@ serial('a commit that is asked for twice is done once', async (t) => {
   const { worker, device } = w.members[0]!;
   await worker.compute(compute(0), call);
   await worker.reduce(stamp(0), call);
-  const commit = { ...stamp(0), learningRate: 1, last: true, round: 0, skip: false };
+  const commit = { ...stamp(0), learningRate: 1, last: true, round: 0, skip: false, ...SCALE };
   await worker.commit(commit, call);
   const state = Array.from(device.state);
   await worker.commit(commit, call);
@@ -485,7 +495,14 @@ serial(
       const bytes = await collect(stream, { maxBytes: 64, expect: stamp(step) });
       return Array.from(new Float32Array(bytes.buffer, bytes.byteOffset, bytes.length / 4));
     };
-    const forward = { ...stamp(0), split: 'SPLIT_TRAIN', shardWeight: 1, round: 0, microBatch: 0 } as const;
+    const forward = {
+      ...stamp(0),
+      split: 'SPLIT_TRAIN',
+      shardWeight: 1,
+      round: 0,
+      microBatch: 0,
+      lossScale: 512,
+    } as const;
     const { worker } = w.members[0]!;
     const cotangents = (step: number, values: number[]) =>
       parts(stamp(step), new Uint8Array(Float32Array.from(values).buffer));
@@ -505,7 +522,9 @@ serial(
     await Promise.all(w.members.map((m, rank) => m.worker.backward(cotangents(0, [rank, 2]), call)));
     await Promise.all(w.members.map((m) => m.worker.reduce(stamp(0), call)));
     await Promise.all(
-      w.members.map((m) => m.worker.commit({ ...stamp(0), learningRate: 1, last: true, round: 0, skip: false }, call)),
+      w.members.map((m) =>
+        m.worker.commit({ ...stamp(0), learningRate: 1, last: true, round: 0, skip: false, ...SCALE }, call),
+      ),
     );
     t.deepEqual(Array.from(w.members[0]!.device.state), [-5, -5, -5, -5, -5, -2, -2, -2]);
     t.deepEqual(Array.from(w.members[1]!.device.state), [-5, -5, -5, -5, -5, -3, -3, -3]);
@@ -524,12 +543,18 @@ serial('a commit that fails leaves a worker without a state, not with half an up
   await worker.compute(compute(0), call);
   await worker.reduce(stamp(0), call);
   device.fails = 'apply';
-  await t.throwsAsync(worker.commit({ ...stamp(0), learningRate: 1, last: true, round: 0, skip: false }, call), {
-    code: 'DEVICE',
-  });
-  await t.throwsAsync(worker.commit({ ...stamp(0), learningRate: 1, last: true, round: 0, skip: false }, call), {
-    message: /no state yet/,
-  });
+  await t.throwsAsync(
+    worker.commit({ ...stamp(0), learningRate: 1, last: true, round: 0, skip: false, ...SCALE }, call),
+    {
+      code: 'DEVICE',
+    },
+  );
+  await t.throwsAsync(
+    worker.commit({ ...stamp(0), learningRate: 1, last: true, round: 0, skip: false, ...SCALE }, call),
+    {
+      message: /no state yet/,
+    },
+  );
   await w.write(0);
   t.is((await worker.compute(compute(0), call)).losses[0], 1);
 });

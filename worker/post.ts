@@ -7,6 +7,7 @@
  */
 import { isDeepStrictEqual } from 'node:util';
 import { BraidError } from '../core/errors.ts';
+import type { LossScale } from '../core/loss-scale.ts';
 import type { Direction, Link, WorkerMetrics } from '../core/metrics.ts';
 import { branchesOf, checkRecipe, type Recipe } from '../core/recipe.ts';
 import { distinctMicroSizes, microSizes, shardBounds } from '../core/sampler.ts';
@@ -86,10 +87,12 @@ export class Post {
   private batch = 0;
   /** Of the step under way, from compute or forward on. */
   private round = 0;
-  /** Rounds of the step that have been committed. */
+  /** Rounds of the step that have been committed, and what there is of the loss scale then. */
   private committed = 0;
+  private scale: LossScale = { lossScale: 1, goodUpdates: 0 };
   /** Between forward and backward. */
   private shardWeight = 0;
+  private lossScale = 1;
   /** Micro-batches of the round under way that have been forward, and backward. */
   private forwarded = 0;
   private backwarded = 0;
@@ -166,7 +169,7 @@ export class Post {
 
   /** Where training is on this worker; null while it has no state. */
   get position(): Position | null {
-    return this.step === null ? null : { step: this.step, round: this.committed };
+    return this.step === null ? null : { step: this.step, round: this.committed, ...this.scale };
   }
 
   /** For those who look on: the step that is next, or is being applied; null while there is no state. */
@@ -180,7 +183,7 @@ export class Post {
   }
 
   /** `together`: forward, method and backward; leaves the gradient in the exchange. */
-  async compute({ step, distillWeight, shardWeight, round }: ComputeRequest): Promise<ComputeResponse> {
+  async compute({ step, distillWeight, shardWeight, round, lossScale }: ComputeRequest): Promise<ComputeResponse> {
     this.require(step, ['begun', 'computed', 'reduced'], 'compute');
     this.begin(round);
     const start = this.options.now();
@@ -190,7 +193,7 @@ export class Post {
     await this.clear();
     for (const piece of this.piecesOf(shard)) {
       const { images, labels, part } = piece;
-      const feeds = { images, labels, distillWeight, shardWeight: shardWeight * part };
+      const feeds = { images, labels, distillWeight, shardWeight: shardWeight * part, lossScale };
       const phase = trainingPhase('compute', round, labels.length);
       const results = await this.device.run(phase, feeds, this.adds ? {} : { gradient: this.gradient() });
       results['losses']!.forEach((loss, i) => {
@@ -204,7 +207,8 @@ export class Post {
   }
 
   /** `split`: the branch's flat f32 outputs on a micro-batch of this step's shard, or on an evaluation batch. */
-  async forward({ step, split, shardWeight, round, microBatch }: ForwardRequest): Promise<Float32Array> {
+  async forward(request: ForwardRequest): Promise<Float32Array> {
+    const { step, split, shardWeight, round, microBatch, lossScale } = request;
     if (split === 'SPLIT_TEST') return this.forwardTest(step);
     this.require(step, microBatch === 0 ? ['begun', 'forward', 'computed', 'reduced'] : ['forward'], 'forward');
     if (microBatch === 0) this.begin(round);
@@ -221,6 +225,7 @@ export class Post {
     if (microBatch === 0) await this.clear();
     this.forwarded++;
     this.shardWeight = shardWeight;
+    this.lossScale = lossScale;
     this.progress = learns || this.forwarded < pieces.length ? 'forward' : 'computed';
     const { images, labels } = pieces[microBatch]!;
     const phase = trainingPhase('forward', round, labels.length, microBatch % SLOTS);
@@ -243,7 +248,9 @@ export class Post {
     const { run, generation } = this.request;
     const bytes = await collect(stream, { maxBytes: 4 * length, expect: { run, generation, step } });
     this.moved('cotangents', 'received', bytes.length);
-    const feeds = { cotangents: floats(bytes, length, 'cotangents'), shardWeight: this.shardWeight * part };
+    const { lossScale } = this;
+    const shardWeight = this.shardWeight * part;
+    const feeds = { cotangents: floats(bytes, length, 'cotangents'), shardWeight, lossScale };
     const phase = trainingPhase('backward', this.round, labels.length, at % SLOTS);
     await this.device.run(phase, feeds, this.adds ? {} : { gradient: this.gradient() });
     this.backwarded = at + 1;
@@ -268,7 +275,7 @@ export class Post {
   }
 
   /** The first line of a round that changes a weight. One that has been committed already stays as it is. */
-  async commit({ step, round, learningRate, last, skip }: CommitRequest): Promise<void> {
+  async commit({ step, round, learningRate, last, skip, lossScale, goodUpdates }: CommitRequest): Promise<void> {
     const current = this.requireState();
     if (step < current || (step === current && round < this.committed)) return;
     this.require(step, skip ? ['begun', 'forward', 'computed', 'reduced'] : ['reduced'], 'commit');
@@ -286,6 +293,7 @@ export class Post {
     if (last) this.train!.release(step);
     this.step = last ? step + 1 : step;
     this.committed = last ? 0 : round + 1;
+    this.scale = { lossScale, goodUpdates };
     this.progress = 'begun';
   }
 
@@ -315,10 +323,11 @@ export class Post {
   /** From here on the worker is at the state's step, whatever it was doing. */
   async writeState(stream: Messages<Part>): Promise<void> {
     const { run, generation } = this.request;
-    let step = 0;
+    let position: Position | null = null;
     const observed = (async function* () {
       for await (const part of stream) {
-        step = part.step;
+        const { step, round, lossScale, goodUpdates } = part;
+        position = { step, round, lossScale, goodUpdates };
         yield part;
       }
     })();
@@ -328,7 +337,7 @@ export class Post {
     const state = floats(bytes, length, 'state');
     this.step = null;
     await this.device.run('write', { state });
-    this.goOnFrom({ step, round: 0 });
+    this.goOnFrom(position!);
   }
 
   /** Ends everything but the device, which the next generation may go on with. */
@@ -347,11 +356,12 @@ export class Post {
     await device.close();
   }
 
-  private goOnFrom({ step, round }: Position): void {
+  private goOnFrom({ step, round, ...scale }: Position): void {
     this.train?.close();
     this.train = this.open('SPLIT_TRAIN', step, this.trainPool);
     this.step = step;
     this.committed = round;
+    this.scale = scale;
     this.progress = 'begun';
   }
 

@@ -14,7 +14,7 @@
 import { asBraidError, BraidError } from '../../core/errors.ts';
 import { DType, EAGER_BACKEND, eagerBackend, type NodeBackend, type Tensor, tf } from '../tensorflow.ts';
 import { encodeSavedModel, type NodeDef } from './graphdef.ts';
-import { type Edge, Recorder, variableAttrs } from './recorder.ts';
+import { type Edge, Recorder, shownType, variableAttrs } from './recorder.ts';
 
 const CAPTURE_BACKEND = 'braid-capture';
 
@@ -131,7 +131,7 @@ function record(r: Recorder, backend: NodeBackend, body: (c: Capture) => void): 
     backend.createOutputTensor({
       id: r.register(edge),
       shape: edge.shape,
-      dtype: edge.dtype === DType.BFLOAT16 ? DType.FLOAT : edge.dtype,
+      dtype: shownType(edge.dtype),
     });
   const edgeOf = (tensor: Tensor): Edge => r.edge(backend.getInputTensorIds([tensor])[0]!);
 

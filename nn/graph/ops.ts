@@ -2,7 +2,7 @@
  * TensorFlow operations that tfjs lacks or whose gradients it writes as many small ones: as tfjs kernels with tfjs
  * gradients, so that they run eagerly and are captured alike.
  *
- * Images are NHWC. Types: `f32` unless said; where a capture computes in bf16, x and y are bf16, and tfjs takes them for
+ * Images are NHWC. Types: `f32` unless said; where a capture computes in bf16 or f16, so are x and y, and tfjs takes them for
  * float32.
  */
 import {
@@ -16,7 +16,7 @@ import {
   tf,
 } from '../tensorflow.ts';
 
-export type Precision = 'f32' | 'bf16';
+export type Precision = 'f32' | 'bf16' | 'f16';
 
 const binding = eagerBackend.binding;
 const typeAttr = (name: string, dtype: number): OpAttr => ({ name, type: binding.TF_ATTR_TYPE, value: dtype });
@@ -61,14 +61,16 @@ const shapeTensor = (shape: number[]) => tf.tensor1d(shape, 'int32');
 
 // ------------------------------------------------------------------------------------------------ types
 
+const DTYPES: Record<Precision, DType> = { f32: DType.FLOAT, bf16: DType.BFLOAT16, f16: DType.HALF };
+
 const runCast = operation('Cast', {
   run: (backend, { x }, { to }) =>
-    // Eagerly everything is f32: tfjs cannot hold bf16.
+    // Eagerly everything is f32: tfjs has no other.
     backend === eagerBackend
       ? backend.executeSingleOutput('Identity', [T], [x!])
       : backend.executeSingleOutput(
           'Cast',
-          [typeAttr('SrcT', DType.FLOAT), typeAttr('DstT', to === 'bf16' ? DType.BFLOAT16 : DType.FLOAT)],
+          [typeAttr('SrcT', DType.FLOAT), typeAttr('DstT', DTYPES[to as Precision])],
           [x!],
         ),
   gradient: (dy, _, { from, to }) => ({ x: () => runCast({ x: dy as Tensor }, { from: to, to: from }) }),

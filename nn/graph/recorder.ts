@@ -3,7 +3,7 @@
  *
  * tfjs-node turns every kernel into `binding.executeOp(op, attrs, inputs, outputs)`. Its backend, given this binding,
  * therefore records ordinary tfjs code, gradients included, as nodes of a TensorFlow graph. What tfjs cannot know, the
- * recorder adds: the type of bf16 edges (tfjs believes they are float32), and phases.
+ * recorder adds: the type of bf16 and f16 edges (tfjs believes they are float32), and phases.
  *
  * A phase is what one session run executes. An operation belongs to the phase that is current when it is recorded. An
  * edge that crosses from one phase to another is stashed: assigned to a resource variable in the first run, read and
@@ -19,7 +19,7 @@ export interface Edge {
   /** 'node' or 'node:1', as a NodeDef names it. */
   name: string;
   shape: number[];
-  /** The type in the graph, where bf16 is bf16. */
+  /** The type in the graph, where bf16 is bf16 and f16 is f16. */
   dtype: number;
   /** null: a constant, there in every phase. */
   phase: string | null;
@@ -91,7 +91,7 @@ export class Recorder {
     return edge;
   }
 
-  /** Makes an edge known to tfjs. bf16 shows as float32: tfjs has no such type. */
+  /** Makes an edge known to tfjs. */
   register(edge: Edge): number {
     if (edge.phase !== null) this.note(edge);
     this.edges.set(this.nextId, edge);
@@ -249,7 +249,7 @@ export class Recorder {
     const name = this.append(op, inputs, attrs);
     return results.slice(0, outputs).map(({ shape, dtype }, i) => {
       const edge: Edge = { name: i === 0 ? name : `${name}:${i}`, shape, dtype, phase: constant ? null : this.phase };
-      return { id: this.register(edge), shape, dtype: dtype === DType.BFLOAT16 ? DType.FLOAT : dtype };
+      return { id: this.register(edge), shape, dtype: shownType(dtype) };
     });
   }
 
@@ -274,6 +274,11 @@ export class Recorder {
     this.names.set(name, used + 1);
     return used === 0 ? name : `${name}_${used}`;
   }
+}
+
+/** What tfjs takes a type for: it knows neither bf16 nor f16. */
+export function shownType(dtype: number): number {
+  return dtype === DType.BFLOAT16 || dtype === DType.HALF ? DType.FLOAT : dtype;
 }
 
 export function variableAttrs(name: string, shape: number[], dtype: number): Record<string, AttrValue> {

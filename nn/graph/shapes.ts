@@ -213,6 +213,7 @@ export const BYTES: Record<number, number> = {
   [DType.UINT8]: 1,
   [DType.BOOL]: 1,
   [DType.BFLOAT16]: 2,
+  [DType.HALF]: 2,
   [DType.INT32]: 4,
   [DType.FLOAT]: 4,
 };

@@ -24,8 +24,14 @@ export interface Outcome {
   steps: number[];
 }
 
-export async function play(folder: Folder, placement: Row['placement'], row: Row | null): Promise<Outcome> {
-  const recipe = writeRecipe(folder, recipeFor(folder, placement));
+/** @param training changes to the recipe's */
+export async function play(
+  folder: Folder,
+  placement: Row['placement'],
+  row: Pick<Row, 'what' | 'who' | 'moment' | 'step'> | null,
+  training: object = {},
+): Promise<Outcome> {
+  const recipe = writeRecipe(folder, recipeFor(folder, placement, training));
   const address = `127.0.0.1:${await freePort()}`;
   const runs = join(folder.path, 'runs');
   let fired = false;
@@ -101,12 +107,12 @@ export async function play(folder: Folder, placement: Row['placement'], row: Row
   }
 }
 
-function recipeFor(folder: Folder, placement: Row['placement']): object {
+function recipeFor(folder: Folder, placement: Row['placement'], training: object): object {
   return {
     name: 'faults',
     ...patterns(folder, 250, 90),
     method: { name: 'ffl', rampUp: { kind: 'constant', value: 0.5 } },
-    training: { epochs: 2, batch: 64, milestones: [1] },
+    training: { epochs: 2, batch: 64, milestones: [1], ...training },
     evaluation: { batch: 32 },
     cluster: {
       placement,

@@ -128,8 +128,8 @@ export class Exchange {
   /**
    * Sums every segment of a round's `gradient` over its ranks into `reduced`, in the order of mesh.ts or ring.ts. Every rank
    * of a segment must call it with the same step and round. `gradient` keeps its values, whatever happens.
-   * @throws BraidError NON_FINITE naming rank and segment, the same on every rank: the exchange stays usable.
-   *   WORKER_LOST, PROTOCOL, STALE_GENERATION or the signal's reason: it is over for this generation.
+   * A sum that is not finite is an answer like others.
+   * @throws BraidError WORKER_LOST, PROTOCOL, STALE_GENERATION or the signal's reason: it is over for this generation.
    */
   reduce(step: number, round: number, signal: AbortSignal): Promise<Reduced> {
     return this.current().reduce(step, round, signal);

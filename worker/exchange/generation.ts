@@ -14,8 +14,10 @@ import type { Traffic } from './traffic.ts';
 import type { CurrentPems } from './transport.ts';
 
 export interface Reduced {
-  /** L2 norm of each reduced segment, in the plan's order: the same on every rank that shares it. */
+  /** L2 norm of each reduced segment, in the plan's order: the same on every rank that shares it. Finite if its elements are. */
   segmentNorms: number[];
+  /** Whether one of them is not finite, and this rank's own part of it is not, either. */
+  culprit: boolean;
   sentBytes: number;
   receivedBytes: number;
 }
@@ -96,11 +98,9 @@ export class Generation {
     for (const [i, segment] of segments.entries()) {
       sums.push(await this.unlessAborted(signal, this.reduceSegment(step, firstBucket + i, segment)));
     }
-    segments.forEach((segment, i) => {
-      if (!Number.isFinite(sums[i]!)) throw this.nonFinite(segment, step);
-    });
     return {
       segmentNorms: sums.map(Math.sqrt),
+      culprit: segments.some((segment, i) => !Number.isFinite(sums[i]!) && !this.ownIsFinite(segment)),
       sentBytes: this.traffic.sentBytes - before.sentBytes,
       receivedBytes: this.traffic.receivedBytes - before.receivedBytes,
     };
@@ -194,20 +194,9 @@ export class Generation {
     return null;
   }
 
-  private nonFinite({ name, offset, length }: Segment, step: number): BraidError {
+  private ownIsFinite({ offset, length }: Segment): boolean {
     const { gradient, kernels } = this.memory;
-    const own = Number.isFinite(kernels.sumSquares(gradient.byteOffset + offset * 4, length));
-    const whose = own
-      ? `though rank ${this.plan.rank}'s own is`
-      : `rank ${this.plan.rank}'s own gradient has NaN or infinity`;
-    return new BraidError(
-      'NON_FINITE',
-      `step ${step}: the summed gradient of segment ${name} is not finite, ${whose}`,
-      {
-        remedy: 'Lower training.learningRate, or train in f32. No weight has been changed by this step.',
-        details: { rank: this.plan.rank, segment: name, ownIsFinite: own, step },
-      },
-    );
+    return Number.isFinite(kernels.sumSquares(gradient.byteOffset + offset * 4, length));
   }
 
   /** An abort leaves sockets in the middle of a frame: it ends the generation. */
