@@ -169,7 +169,13 @@ const resizedCropSchema = z.strictObject({
   evaluationResize: positiveInt.default(256),
   /** ColorJitter. */
   jitter: z
-    .strictObject({ brightness: jitterStrength, contrast: jitterStrength, saturation: jitterStrength })
+    .strictObject({
+      brightness: jitterStrength,
+      contrast: jitterStrength,
+      saturation: jitterStrength,
+      /** Of the colour circle's turns, drawn from [-hue, hue]. */
+      hue: z.number().min(0).max(0.5).default(0),
+    })
     .prefault({}),
   /**
    * Decode a JPEG at a half, a quarter or an eighth where the crop is shrunk by at least that much anyway. A third less

@@ -109,7 +109,7 @@ test('crops have the areas, ratios and places that torchvision draws', (t) => {
 const imageSizes = fc.record({ height: fc.integer({ min: 1, max: 3000 }), width: fc.integer({ min: 1, max: 3000 }) });
 
 test('a view is a function of seed, epoch, sample and size, inside the image, and never mirrored where that is off', (t) => {
-  const options = optionsOf({ jitter: { brightness: 0.4, contrast: 0.4, saturation: 0.4 } });
+  const options = optionsOf({ jitter: { brightness: 0.4, contrast: 0.4, saturation: 0.4, hue: 0.1 } });
   fc.assert(
     fc.property(imageSizes, fc.nat(), fc.nat(500), fc.nat(), (image, seed, epoch, sample) => {
       const view = drawView(options, true, seed, epoch, sample, image);
@@ -122,8 +122,11 @@ test('a view is a function of seed, epoch, sample and size, inside the image, an
       const { top, left, height, width } = view.box;
       t.true(top >= 0 && left >= 0 && height >= 1 && width >= 1);
       t.true(top + height <= image.height && left + width <= image.width);
-      t.true(view.jitter.every(({ factor }) => factor >= 0.6 - 1e-7 && factor <= 1.4 + 1e-7));
-      t.deepEqual(view.jitter.map(({ kind }) => kind).sort(), ['brightness', 'contrast', 'saturation']);
+      for (const { kind, factor } of view.jitter) {
+        const [middle, strength] = kind === 'hue' ? [0, 0.1] : [1, 0.4];
+        t.true(Math.abs(factor - middle) <= strength + 1e-7, `${kind} ${factor}`);
+      }
+      t.deepEqual(view.jitter.map(({ kind }) => kind).sort(), ['brightness', 'contrast', 'hue', 'saturation']);
     }),
   );
 });
@@ -131,15 +134,15 @@ test('a view is a function of seed, epoch, sample and size, inside the image, an
 test('jitter comes in every order, mirroring half of the time, and neither unless asked for', (t) => {
   const n = 6000;
   const image = { height: 50, width: 60 };
-  const options = optionsOf({ jitter: { brightness: 0.4, contrast: 0.4, saturation: 0.4 } });
+  const options = optionsOf({ jitter: { brightness: 0.4, contrast: 0.4, saturation: 0.4, hue: 0.1 } });
   const views = Array.from({ length: n }, (_, i) => drawView(options, true, 2, 3, i, image));
   const orders = new Map<string, number>();
   for (const { jitter } of views) {
     const order = jitter.map(({ kind }) => kind[0]).join('');
     orders.set(order, (orders.get(order) ?? 0) + 1);
   }
-  t.is(orders.size, 6);
-  for (const count of orders.values()) t.true(Math.abs(count / n - 1 / 6) < 0.025);
+  t.is(orders.size, 24);
+  for (const count of orders.values()) t.true(Math.abs(count / n - 1 / 24) < 0.0125);
   t.true(Math.abs(views.filter(({ mirrored }) => mirrored).length / n - 0.5) < 0.03);
   t.deepEqual(drawView(optionsOf(), true, 2, 3, 0, image).jitter, []);
 });

@@ -31,8 +31,8 @@ export interface View {
 }
 
 export interface Jitter {
-  kind: 'brightness' | 'contrast' | 'saturation';
-  /** f32; 1 changes nothing. */
+  kind: 'brightness' | 'contrast' | 'saturation' | 'hue';
+  /** f32; 1 changes nothing. Of hue: turns of the colour circle, 0 changes nothing. */
   factor: number;
 }
 
@@ -96,10 +96,11 @@ function drawBox({ area, ratio }: ResizedCrop, random: Random, image: Size): Rec
 
 function drawJitter({ jitter }: ResizedCrop, random: Random): Jitter[] {
   const steps: Jitter[] = [];
-  for (const kind of ['brightness', 'contrast', 'saturation'] as const) {
+  for (const kind of ['brightness', 'contrast', 'saturation', 'hue'] as const) {
     const strength = jitter[kind];
     if (strength === 0) continue;
-    const factor = Math.fround(uniform(random, Math.max(0, 1 - strength), 1 + strength));
+    const [from, to] = kind === 'hue' ? [-strength, strength] : [Math.max(0, 1 - strength), 1 + strength];
+    const factor = Math.fround(uniform(random, from, to));
     steps.splice(random.int(steps.length + 1), 0, { kind, factor }); // every order equally likely
   }
   return steps;
