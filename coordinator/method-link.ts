@@ -1,6 +1,7 @@
 /** A share of the method in a thread of its own, as if it were here: each of its functions is a message there and one back. */
 import { SHARE_ENV, Worker } from 'node:worker_threads';
 import { BraidError, type ErrorCode } from '../core/errors.ts';
+import { type Span, tell, traceparent } from '../core/spans.ts';
 import type { Program, ProgramOptions } from '../nn/device.ts';
 import type { Call } from '../proto/messages.ts';
 import type { Share, Trust } from './method-share.ts';
@@ -8,6 +9,8 @@ import type { Plan } from './plan.ts';
 
 export interface ThreadOptions extends Omit<ProgramOptions, 'role'> {
   branches: number;
+  /** Which of the method's threads it is. */
+  index: number;
   secret: string;
   tlsFolder: string | null;
 }
@@ -15,12 +18,21 @@ export interface ThreadOptions extends Omit<ProgramOptions, 'role'> {
 type Name = Exclude<keyof Share, 'program' | 'close'>;
 
 export type LinkRequest =
-  | { kind: 'call'; id: number; name: Name; request: object; timeoutMs: number | undefined }
+  | {
+      kind: 'call';
+      id: number;
+      name: Name;
+      request: object;
+      timeoutMs: number | undefined;
+      /** null: no spans are wanted. */
+      traceparent: string | null;
+    }
   | { kind: 'cancel'; id: number };
 
 export type LinkAnswer =
   | { kind: 'ready'; program: Program }
   | { kind: 'answer'; id: number; answer: unknown }
+  | { kind: 'span'; span: Span }
   | {
       kind: 'failure';
       id: number | null;
@@ -31,7 +43,11 @@ export type LinkAnswer =
     };
 
 /** @throws BraidError CAPTURE or DEVICE */
-export async function openShare({ recipe, image, classes, shardSizes, branches }: Plan, trust: Trust): Promise<Share> {
+export async function openShare(
+  { recipe, image, classes, shardSizes, branches }: Plan,
+  trust: Trust,
+  index: number,
+): Promise<Share> {
   const { secret, tls } = trust;
   const workerData: ThreadOptions = {
     recipe,
@@ -39,6 +55,7 @@ export async function openShare({ recipe, image, classes, shardSizes, branches }
     classes,
     shardSizes,
     branches,
+    index,
     secret,
     tlsFolder: tls?.folder ?? null,
   };
@@ -105,7 +122,8 @@ class Link implements Share {
     const cancel = () => this.thread.postMessage({ kind: 'cancel', id } satisfies LinkRequest);
     signal.addEventListener('abort', cancel);
     try {
-      this.thread.postMessage({ kind: 'call', id, name, request, timeoutMs } satisfies LinkRequest);
+      const call = { kind: 'call', id, name, request, timeoutMs, traceparent: traceparent() } satisfies LinkRequest;
+      this.thread.postMessage(call);
       return await answer.promise;
     } catch (thrown) {
       throw signal.aborted ? signal.reason : thrown;
@@ -115,7 +133,8 @@ class Link implements Share {
   }
 
   private receive(message: LinkAnswer): void {
-    if (message.kind === 'ready' || message.id === null) return;
+    if (message.kind === 'span') tell(message.span);
+    if (message.kind === 'ready' || message.kind === 'span' || message.id === null) return;
     const pending = this.pending.get(message.id);
     this.pending.delete(message.id);
     if (message.kind === 'answer') pending?.resolve(message.answer);

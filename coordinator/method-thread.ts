@@ -3,6 +3,7 @@ import { availableParallelism } from 'node:os';
 import { parentPort, workerData } from 'node:worker_threads';
 import { asBraidError, BraidError } from '../core/errors.ts';
 import { silentLog } from '../core/log.ts';
+import { following, onSpan, within } from '../core/spans.ts';
 import { Device } from '../nn/device.ts';
 import { Tls } from '../proto/tls.ts';
 import type { LinkAnswer, LinkRequest, ThreadOptions } from './method-link.ts';
@@ -10,7 +11,7 @@ import { MethodShare } from './method-share.ts';
 
 const port = parentPort!;
 const send = (answer: LinkAnswer) => port.postMessage(answer);
-const { branches, secret, tlsFolder, ...options } = workerData as ThreadOptions;
+const { branches, index, secret, tlsFolder, ...options } = workerData as ThreadOptions;
 
 function sendFailure(thrown: unknown, id: number | null): void {
   const { code, message, remedy, details } = asBraidError(thrown);
@@ -27,17 +28,24 @@ async function open(): Promise<MethodShare> {
 try {
   const share = await open();
   const underWay = new Map<number, AbortController>();
+  const attributes = { thread: `method ${index}` };
+  let traced = false;
   port.on('message', async (message: LinkRequest) => {
     if (message.kind === 'cancel') {
       underWay.get(message.id)?.abort(new BraidError('CANCELLED', 'the call was given up'));
       return;
     }
-    const { id, name, request, timeoutMs } = message;
+    const { id, name, request, timeoutMs, traceparent } = message;
+    if (traceparent !== null && !traced) {
+      traced = true;
+      onSpan((span) => send({ kind: 'span', span }));
+    }
     const ending = new AbortController();
     underWay.set(id, ending);
     try {
       const call = { signal: ending.signal, ...(timeoutMs !== undefined && { timeoutMs }) };
-      send({ kind: 'answer', id, answer: await share[name](request as never, call) });
+      const work = () => within<unknown>(name, () => share[name](request as never, call), { attributes });
+      send({ kind: 'answer', id, answer: await following(() => traceparent ?? undefined, work) });
     } catch (thrown) {
       sendFailure(thrown, id);
     } finally {

@@ -27,7 +27,9 @@ export function methodThreadsOf({ cluster }: Recipe, replicas: number, cores = a
 
 /** Opens the shares of a run's method, each in a thread of its own. @throws BraidError CAPTURE or DEVICE */
 export async function openShares(plan: Plan, trust: Trust): Promise<Share[]> {
-  const opening = Array.from({ length: methodThreadsOf(plan.recipe, plan.replicas) }, () => openShare(plan, trust));
+  const opening = Array.from({ length: methodThreadsOf(plan.recipe, plan.replicas) }, (_, index) =>
+    openShare(plan, trust, index),
+  );
   const opened = await Promise.allSettled(opening);
   const shares = opened.flatMap((share) => (share.status === 'fulfilled' ? [share.value] : []));
   const failed = opened.find(({ status }) => status === 'rejected') as PromiseRejectedResult | undefined;

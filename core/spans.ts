@@ -54,6 +54,11 @@ export function onSpan(listener: (span: Span) => void): () => void {
   return () => void listeners.delete(listener);
 }
 
+/** A span that has ended, in a thread of this process. */
+export function tell(span: Span): void {
+  for (const listener of listeners) listener(span);
+}
+
 /** Does some work as a span, from now until its promise settles. */
 export function within<T>(name: string, work: () => Promise<T>, options?: SpanOptions): Promise<T> {
   return listeners.size === 0 ? work() : recorded(name, work, options);
@@ -79,12 +84,11 @@ async function recorded<T>(
     error = thrown instanceof Error ? thrown.message : String(thrown);
     throw thrown;
   } finally {
-    const span = { name, context, parent, startMs, endMs: nowMs(), attributes, error };
-    for (const listener of listeners) listener(span);
+    tell({ name, context, parent, startMs, endMs: nowMs(), attributes, error });
   }
 }
 
-/** The span under way, for another process; null: none, or nobody listens. */
+/** The span under way, for another process or thread; null: none, or nobody listens. */
 export function traceparent(): string | null {
   const context = listeners.size === 0 ? undefined : current.getStore();
   return context === undefined ? null : `00-${context.traceId}-${context.spanId}-${context.sampled ? '01' : '00'}`;

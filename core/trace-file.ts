@@ -22,9 +22,13 @@ export interface TracedProcess {
   spans: TracedSpan[];
 }
 
-/** What is shown beside a process's calls, not among them. */
+/** What is shown beside a process's calls, not among them; so is what one of its threads does by itself. */
 const ROWS: Record<string, string> = { session: 'device', decode: 'decode', input: 'waiting for input' };
 const CALLS = 'calls';
+
+function rowOf({ name, attributes }: TracedSpan): string {
+  return ROWS[name] ?? (attributes.thread === undefined ? CALLS : `${attributes.thread}`);
+}
 
 /** @returns JSON: times are microseconds from the first span on */
 export function chromeTrace(processes: TracedProcess[]): string {
@@ -34,16 +38,14 @@ export function chromeTrace(processes: TracedProcess[]): string {
   );
   const events = processes.flatMap(({ name, spans }, pid) => [
     { ph: 'M', name: 'process_name', pid, tid: 0, args: { name } },
-    ...[...Map.groupBy(spans, (span) => ROWS[span.name] ?? CALLS)].flatMap(([row, own], i) =>
-      rowOf(row, own, pid, i, start),
-    ),
+    ...[...Map.groupBy(spans, rowOf)].flatMap(([row, own], i) => eventsOf(row, own, pid, i, start)),
   ]);
   return `{"displayTimeUnit":"ms","traceEvents":[\n${events.map((event) => JSON.stringify(event)).join(',\n')}\n]}\n`;
 }
 
 const LANES = 100; // of a row
 
-function rowOf(row: string, spans: TracedSpan[], pid: number, index: number, start: number): object[] {
+function eventsOf(row: string, spans: TracedSpan[], pid: number, index: number, start: number): object[] {
   const named = new Map<number, object>();
   const events = lanesOf(spans).map(({ span, lane }) => {
     const tid = index * LANES + Math.min(lane, LANES - 1) + 1;

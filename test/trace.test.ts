@@ -5,7 +5,7 @@ import turbo from '@julusian/jpeg-turbo';
 import test from 'ava';
 import { Random } from '../core/random.ts';
 import { chromeTrace } from '../core/trace-file.ts';
-import { type Folder, temporaryFolder, trainProcess, writePatterns, writeRecipe } from './training.ts';
+import { type Folder, patterns, temporaryFolder, trainProcess, writePatterns, writeRecipe } from './training.ts';
 
 const STEPS = 6;
 
@@ -123,6 +123,38 @@ test.serial(
       t.true(overlapping.length > 0);
     }
     t.true(of(1, 'reduce').length === STEPS && of(2, 'reduce').length === STEPS);
+  },
+);
+
+test.serial(
+  "split: the method's threads are there, with what they gather and scatter, and workers' calls are part of it",
+  async (t) => {
+    await using folder = temporaryFolder();
+    const recipe = writeRecipe(folder, {
+      name: 'traced',
+      ...patterns(folder, 64, 16),
+      method: { name: 'ffl' },
+      training: { epochs: 1, batch: 16, microBatches: 2 },
+      evaluation: { batch: 16 },
+      cluster: { placement: 'split', replicas: 2, methodThreads: 2, threads: 1 },
+    });
+    const file = join(folder.path, 'trace.json');
+    const { code, output } = await trainProcess([recipe, '--runs', join(folder.path, 'runs'), '--trace', file]);
+    t.is(code, 0, output);
+    const all = eventsOf(readFileSync(file, 'utf8'));
+    const rows = new Set(
+      all.flatMap(({ pid, name, args }) => (pid === 0 && name === 'thread_name' ? [args.name] : [])),
+    );
+    for (const row of ['calls', 'method 0', 'method 1', 'device']) t.true(rows.has(row), row);
+    const spans = all.filter(({ ph }) => ph === 'X');
+    t.true(nested(spans));
+    const [steps, replicas, branches, pieces] = [4, 2, 2, 2];
+    const of = (name: string) => spans.filter((span) => span.pid === 0 && span.name === name);
+    t.is(of('fuse').length, steps * replicas * pieces);
+    t.is(of('scatter').length, steps * replicas * branches * pieces);
+    const gathered = new Set(of('gather').map(({ args }) => args.span));
+    const forward = spans.filter(({ pid, name }) => pid > 0 && name === 'forward');
+    t.true(forward.length > 0 && forward.every(({ args }) => gathered.has(args.parent)));
   },
 );
 
