@@ -6,7 +6,12 @@ import type { TensorMap } from '../nn/variables.ts';
 import { FORMATS, index } from './formats.ts';
 import { type Folder, readTensors, temporaryFolder, trainProcess, writeRecipe } from './training.ts';
 
-function recipeOf(folder: Folder, placement: string, perBranch: boolean): string {
+function recipeOf(
+  folder: Folder,
+  placement: string,
+  perBranch: boolean,
+  { replicas = 1, microBatches = 1 }: { replicas?: number; microBatches?: number } = {},
+): string {
   return writeRecipe(folder, {
     name: `${placement}-${perBranch}`,
     data: {
@@ -18,14 +23,14 @@ function recipeOf(folder: Folder, placement: string, perBranch: boolean): string
     branches: [{ network: 'resnet', depth: 8, width: 4, count: 2 }],
     trunk: 'none',
     method: { name: 'ffl', rampUp: { kind: 'constant', value: 0.5 } },
-    training: { epochs: 1, batch: 4, learningRate: 0.02 },
+    training: { epochs: 1, batch: 4, learningRate: 0.02, microBatches },
     evaluation: { batch: 4 },
     checkpoint: { everySteps: 2 },
-    cluster: { placement, threads: 1 },
+    cluster: { placement, replicas, threads: 1 },
   });
 }
 
-test('each branch has its own pixels, in both placements and after a resume alike', async (t) => {
+test.serial('each branch has its own pixels, in both placements and after a resume alike', async (t) => {
   await using folder = temporaryFolder();
   await index(join(FORMATS, 'tar'), join(folder.path, 'x.braid'));
   const runs = join(folder.path, 'runs');
@@ -48,6 +53,21 @@ test('each branch has its own pixels, in both placements and after a resume alik
   t.true(distance(weights, split) < 1e-3, `${distance(weights, split)}`);
   t.true(distance(weights, same) > 1e-2, `${distance(weights, same)}`);
   t.regex(readFileSync(join(runs, 'split-true/recipe.yaml'), 'utf8'), /perBranch: true/);
+});
+
+test.serial('in pieces, a replica trains as two replicas do, bit for bit; split as together', async (t) => {
+  await using folder = temporaryFolder();
+  await index(join(FORMATS, 'tar'), join(folder.path, 'x.braid'));
+  const trained = async (name: string, placement: string, changes: object) => {
+    const recipe = recipeOf(folder, placement, true, changes);
+    const { code, output, run } = await trainProcess([recipe, '--runs', join(folder.path, name)]);
+    t.is(code, 0, output);
+    return readTensors(join(run, 'checkpoints/step-00000003/model.safetensors'));
+  };
+  const pieces = await trained('pieces', 'together', { microBatches: 2 });
+  t.deepEqual(pieces, await trained('replicas', 'together', { replicas: 2 }));
+  const split = await trained('split', 'split', { microBatches: 2 });
+  t.true(distance(pieces, split) < 1e-3, `${distance(pieces, split)}`);
 });
 
 /** Relative, over all tensors. */
