@@ -140,7 +140,7 @@ function asText(
     ['GPUs', 'together, images/s', 'scaling', 'split, images/s', 'scaling'],
     ...rows.map((row) => [String(row.gpus), ...PLACEMENTS.flatMap((placement) => scaling(row, placement))]),
   ];
-  const { placement, microBatches, wire, topology, togetherFrom } = advice;
+  const { placement, microBatches, wire, topology, togetherFrom, savings } = advice;
   const from =
     togetherFrom === null
       ? `up to ${asked.gpus} GPUs split is faster`
@@ -156,9 +156,27 @@ efficiency ${device.efficiency[precision].toFixed(2)} of the roofline: ${device.
 ${columns(table)}
 ${columns(sizes)}
 advice  placement ${placement}, ${microBatches === 1 ? 'whole shards' : `training.microBatches=${microBatches} (memory)`}, wire ${wire}, ${topology}; ${from}
-${samples}        on a machine of the kind: braid plan <recipe> --gpu ${device.name} --calibrate <file>, then --calibration <file>
+${samples}${saved(savings, placement, asked)}        on a machine of the kind: braid plan <recipe> --gpu ${device.name} --calibrate <file>, then --calibration <file>
         what is left out, and how far off it was: docs/sizing.md
 `;
+}
+
+function saved(
+  { buckets, microBatches, featureWire }: Advice['savings'],
+  placement: Placement,
+  { together, split }: Row,
+): string {
+  const line = (seconds: number, of: Prediction | null, what: string) =>
+    seconds > 0 ? [`        ${what} at most ${ms(seconds)} ms, ${percent(seconds / of!.seconds)} of a step\n`] : [];
+  return [
+    ...line(featureWire, split, 'split: cluster.featureWire=bf16 spares'),
+    ...line(microBatches, split, 'split: training.microBatches=2 hides gather, method and scatter for'),
+    ...line(
+      buckets,
+      placement === 'together' ? together : split,
+      `${placement}: gradient buckets, which are not built, would hide`,
+    ),
+  ].join('');
 }
 
 /** Where workers read samples themselves, their numbers are all that is sent. */

@@ -91,11 +91,10 @@ function together(work: Work, cluster: Cluster, common: Common): Prediction {
 
 function split(work: Work, cluster: Cluster, common: Common, replicas: number): Prediction {
   const { branch, method, branches } = work;
-  const { gpus, batch, methodThreads, net } = cluster;
+  const { gpus, batch } = cluster;
   const slowest = (seconds: (role: RoleWork) => number) => Math.max(...branch.map(seconds));
   const outputBytes = F32_BYTES * common.shard * branch.reduce((sum, { outputs }) => sum + outputs, 0);
-  const threads = Math.min(methodThreads, replicas);
-  const moved = (replicas * outputBytes) / Math.min(net.bandwidth, threads * THREAD_BYTES_A_SECOND) + net.latency;
+  const moved = moveSeconds(cluster, replicas, outputBytes);
   const largest = (segment: string) => Math.max(...branch.map(({ segments }) => segments[segment] ?? 0));
   const [trunk, own] = [largest('trunk'), largest('branch')];
   const phases = {
@@ -114,6 +113,12 @@ function split(work: Work, cluster: Cluster, common: Common, replicas: number): 
   const coordinatorBytes = branches * batch * work.shape.sampleBytes + 2 * replicas * outputBytes;
   const memory = Math.max(...branch.map((role) => role.memory(pieceOf(cluster, common.shard))));
   return finish(work, cluster, common, { phases, linkBytes, coordinatorBytes, memory });
+}
+
+/** Outputs of all replicas to the coordinator, or their cotangents back. @param bytes of one */
+function moveSeconds({ methodThreads, net }: Cluster, replicas: number, bytes: number): number {
+  const threads = Math.min(methodThreads, replicas);
+  return (replicas * bytes) / Math.min(net.bandwidth, threads * THREAD_BYTES_A_SECOND) + net.latency;
 }
 
 function pieceOf({ microBatches }: Cluster, shard: number): number {
@@ -200,6 +205,15 @@ export interface Advice {
   topology: 'mesh' | 'ring';
   /** The number of GPUs from which on `together` is the faster one; null: up to `gpus` it is not. */
   togetherFrom: number | null;
+  /** Seconds of a step that could be spared, at most. */
+  savings: {
+    /** In `placement`: of reduce, behind backward, by gradient buckets. Braid has none. */
+    buckets: number;
+    /** In `split`: of gather, method and scatter, behind forward and backward, by two micro-batches. 0: there are some. */
+    microBatches: number;
+    /** In `split`: of gather and scatter, by featureWire: bf16. */
+    featureWire: number;
+  };
 }
 
 /** Of the memory, what kernels, fragments and the runtime are left. */
@@ -228,5 +242,30 @@ export function advise(work: Work, cluster: Cluster, sizes: number[]): Advice | 
     wire: best.phases.reduce! > MUCH_OF_A_STEP * best.seconds ? 'bf16' : cluster.wire,
     topology: best.topology,
     togetherFrom: sizes[behind + 1] ?? null,
+    savings: { buckets: hiddenReduce(work, cluster, best), ...savedInSplit(work, cluster, at(cluster.gpus, 'split')) },
+  };
+}
+
+function hiddenReduce({ replica }: Work, cluster: Cluster, { gpus, shard, phases }: Prediction): number {
+  const backward = phases.backward ?? compute(cluster, gpus, shard, replica, 'backward');
+  return Math.min(phases.reduce!, backward);
+}
+
+/** @param prediction null: there can be no `split` */
+function savedInSplit(
+  { branch, branches }: Work,
+  cluster: Cluster,
+  prediction: Prediction | null,
+): Pick<Advice['savings'], 'microBatches' | 'featureWire'> {
+  if (prediction === null) return { microBatches: 0, featureWire: 0 };
+  const { phases, shard, gpus } = prediction;
+  const features = F32_BYTES * shard * branch.reduce((sum, role) => sum + role.features, 0);
+  const outputs = F32_BYTES * shard * branch.reduce((sum, role) => sum + role.outputs, 0);
+  const moved = (bytes: number) => 2 * moveSeconds(cluster, gpus / branches, bytes);
+  const own = phases.forward! + phases.backward!;
+  const others = phases.gather! + phases.method! + phases.scatter!;
+  return {
+    microBatches: cluster.microBatches > 1 ? 0 : Math.min(own, others) / 2, // that of one piece behind that of the other
+    featureWire: moved(outputs) - moved(outputs - features / 2),
   };
 }

@@ -1,9 +1,11 @@
 /** What a recipe asks of its workers, told from the captured graphs: nothing runs. Everything grows linearly with the samples. */
-import { branchesOf, type Recipe } from '../core/recipe.ts';
+import { type Branch, branchesOf, type Recipe } from '../core/recipe.ts';
 import type { ImageShape } from '../input/dataset.ts';
 import { complexityOf } from '../nn/complexity.ts';
 import { phaseTraffic } from '../nn/graph/memory.ts';
 import { memoryOf, memoryOfProgram } from '../nn/memory.ts';
+import { methodOf } from '../nn/methods/method.ts';
+import { networkOf, shapeAfter } from '../nn/models/network.ts';
 import { buildProgram, type Role } from '../nn/program.ts';
 
 export interface Shape {
@@ -26,8 +28,10 @@ export interface RoleWork {
   memory: Linear;
   /** f32 elements that are summed, by segment. */
   segments: Record<string, number>;
-  /** f32 elements of a branch's outputs for one sample. */
+  /** f32 elements of a branch's outputs for one sample, as they travel ... */
   outputs: number;
+  /** ... and those of them that `featureWire: bf16` would pack two in one. */
+  features: number;
 }
 
 export interface Work {
@@ -47,6 +51,7 @@ const BACKWARD = 2;
 
 export function workOf(recipe: Recipe, shape: Shape): Work {
   const { image, classes } = shape;
+  const branches = branchesOf(recipe);
   const cost = complexityOf(recipe, image, classes);
   const alone = complexityOf({ ...recipe, method: { name: 'vanilla' } }, image, classes);
   // Evaluation takes what evaluation.batch says, training what the shard is: the larger of the two counts.
@@ -86,16 +91,22 @@ export function workOf(recipe: Recipe, shape: Shape): Work {
       memory: (samples) => Math.max(evaluating.total - evaluating.runtime, memory(samples)),
       segments: Object.fromEntries(many.program.rounds[0]!.segments.map(({ name, length }) => [name, length])),
       outputs: (many.program.outputLengths[`train@${SAMPLED[1]}`] ?? 0) / SAMPLED[1],
+      features: role.kind === 'branch' ? featuresOf(recipe, branches[role.branch]!, image) : 0,
     };
   };
   const whole = { forward: 'compute', backward: 'compute' };
   return {
     shape,
-    branches: branchesOf(recipe).length,
+    branches: branches.length,
     replica: roleWork({ kind: 'replica' }, cost.multiplyAdds, whole),
     branch: cost.branches.map(({ multiplyAdds }, branch) =>
       roleWork({ kind: 'branch', branch }, multiplyAdds, { forward: 'forward', backward: 'backward' }),
     ),
     method: roleWork({ kind: 'method' }, cost.multiplyAdds - alone.multiplyAdds, { forward: 'fuse', backward: 'fuse' }),
   };
+}
+
+function featuresOf(recipe: Recipe, branch: Branch, image: ImageShape): number {
+  if (recipe.cluster.featureWire === 'bf16' || !methodOf(recipe).reads.includes('map')) return 0;
+  return shapeAfter(networkOf(branch).stages, image).reduce((a, b) => a * b, 1);
 }

@@ -99,10 +99,27 @@ test('advice: the faster placement, parts that fit the memory, half of the bytes
   t.true(advise(work, { ...cluster, device: small }, sizes)!.microBatches > 1);
 });
 
+test('what could be spared: half of the maps, the shorter of what may overlap, and nothing twice', (t) => {
+  const savings = (changes: Partial<Cluster>, of = work) => advise(of, { ...cluster, ...changes }, [4])!.savings;
+  const split = at({}, 'split')!;
+  const { forward, backward, gather, method, scatter } = split.phases as Record<string, number>;
+  const found = savings({});
+  t.is(found.microBatches, Math.min(forward! + backward!, gather! + method! + scatter!) / 2);
+  t.is(savings({ microBatches: 2 }).microBatches, 0);
+  const packed = workOf({ ...recipe, cluster: { ...recipe.cluster, featureWire: 'bf16' } }, shape);
+  const after = predict(packed, cluster, 'split')!.phases;
+  t.true(Math.abs(found.featureWire - (gather! + scatter! - after.gather! - after.scatter!)) < 1e-12);
+  t.true(found.featureWire > 0);
+  t.is(savings({}, packed).featureWire, 0);
+  const { reduce, compute } = at({})!.phases as Record<string, number>;
+  t.true(found.buckets > 0 && found.buckets <= Math.min(reduce!, compute!));
+  t.is(savings({ gpus: 1 }).buckets, 0);
+});
+
 test('a measured efficiency takes the place of the assumed one, and says so', (t) => {
   const entry = { device: 'h100', machine: 'H100', date: '2030-01-02T00:00:00Z', recipe: 'r', samples: 1, seconds: 1 };
   const device = calibrated(cluster.device, [{ ...entry, precision: 'bf16', efficiency: 0.25 }]);
-  t.deepEqual(device.efficiency, { f32: 0.5, bf16: 0.25 });
+  t.deepEqual(device.efficiency, { f32: 0.5, bf16: 0.25, f16: 0.5 });
   t.regex(device.efficiencyFrom, /measured on 2030-01-02 on H100/);
   t.true(Math.abs(at({ device })!.phases.compute! / at({})!.phases.compute! - 2) < 1e-12);
   t.is(calibrated(deviceNamed('a100'), []).efficiencyFrom, 'assumed: Braid has not run on this GPU');
@@ -120,6 +137,8 @@ test('the command says that it predicts, what it assumes, and the same in JSON',
   const [text, json] = await Promise.all([run('--gpus', '4'), run('--gpus', '4', '--json')]);
   t.regex(text.stdout, /^Predicted, not measured/);
   t.regex(text.stdout, /efficiency 0\.50 of the roofline: assumed/);
+  t.regex(text.stdout, /split: cluster\.featureWire=bf16 spares at most [\d.]+ ms, \d+ % of a step/);
+  t.regex(text.stdout, /together: gradient buckets, which are not built, would hide at most/);
   const { predicted, advice, sizes } = JSON.parse(json.stdout);
   t.true(predicted);
   t.is(advice.topology, 'mesh');
