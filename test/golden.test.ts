@@ -18,9 +18,10 @@ import test from 'ava';
 import { Random } from '../core/random.ts';
 import { checkRecipe, type Recipe } from '../core/recipe.ts';
 import { Session } from '../nn/graph/session.ts';
-import { buildProgram, weightDecayOf } from '../nn/program.ts';
+import { buildProgram } from '../nn/program.ts';
 import { decodeSafetensors, encodeSafetensors, type Tensors } from '../nn/safetensors.ts';
 import { readScores } from '../nn/scores.ts';
+import { weightDecayOf } from '../nn/state.ts';
 import { fromTensors, type TensorMap, toTensors } from '../nn/variables.ts';
 import { cifarRows, readTensors, temporaryFolder, trainProcess, writeRecipe } from './training.ts';
 
