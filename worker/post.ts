@@ -9,10 +9,8 @@ import { isDeepStrictEqual } from 'node:util';
 import { BraidError } from '../core/errors.ts';
 import type { LossScale } from '../core/loss-scale.ts';
 import type { Direction, Link, WorkerMetrics } from '../core/metrics.ts';
-import { branchesOf, checkRecipe, type Recipe } from '../core/recipe.ts';
-import { distinctMicroSizes, microSizes, shardBounds } from '../core/sampler.ts';
-import { within } from '../core/spans.ts';
-import { shardBytes } from '../input/shard.ts';
+import { checkRecipe, type Recipe } from '../core/recipe.ts';
+import { distinctMicroSizes } from '../core/sampler.ts';
 import type { Device, DeviceOptions, Program, Role } from '../nn/device.ts';
 import { applyPhase, clearPhase, gradientPhase, SLOTS, trainingPhase } from '../nn/phases.ts';
 import { addScores, readScores, type Score } from '../nn/scores.ts';
@@ -33,10 +31,8 @@ import type {
 } from '../proto/messages.ts';
 import { collect } from '../proto/parts.ts';
 import type { Exchange } from './exchange/exchange.ts';
-import type { Eye } from './input/eye.ts';
-import { InputPool, type ReadyShard } from './input/pool.ts';
-import { closeOwnData, type OwnData, openOwnData } from './own-data.ts';
-import { ShardReader } from './shards.ts';
+import { closeOwnData, openOwnData } from './own-data.ts';
+import { Samples } from './samples.ts';
 
 export interface PostOptions {
   request: PrepareRequest;
@@ -72,19 +68,12 @@ export class Post {
   private readonly recipe: Recipe;
   private readonly device: Device;
   private readonly deviceOptions: DeviceOptions;
-  /** null: shards come with their bytes. */
-  private readonly own: OwnData | null;
-  private readonly trainPool: InputPool;
-  private readonly testPool: InputPool;
-  private train: ShardReader | null = null;
-  private test: ShardReader | null = null;
+  private readonly samples: Samples;
   /** The step that is next to be committed; null exactly before the first state has been written. */
   private step: number | null = null;
   /** The step whose update is under way; null between updates. */
   private applying: number | null = null;
   private progress: Progress = 'begun';
-  /** The evaluation batch that `test` has next. */
-  private batch = 0;
   /** Of the step under way, from compute or forward on. */
   private round = 0;
   /** Rounds of the step that have been committed, and what there is of the loss scale then. */
@@ -101,34 +90,19 @@ export class Post {
     options: PostOptions,
     recipe: Recipe,
     { device, options: deviceOptions, position }: Legacy,
-    own: OwnData | null,
+    samples: Samples,
   ) {
     this.options = options;
     this.request = options.request;
     this.recipe = recipe;
-    this.own = own;
+    this.samples = samples;
     this.device = device;
     this.deviceOptions = deviceOptions;
-    const { inputThreads: threads, prefetch } = recipe.cluster;
-    // One buffer is in use by the device while the others fill.
-    const { augment, resizedCrop } = recipe.data;
     const { metrics } = options;
-    const onPrepared = (images: number, seconds: number) => {
-      metrics.images.inc(images);
-      metrics.decodeSeconds.inc(seconds);
-    };
-    const pool = { threads, seed: recipe.seed, resizedCrop, buffers: prefetch + 1, onPrepared };
     device.onRun = ({ phase, seconds, tensors }) => {
       metrics.deviceSeconds.inc({ phase: kindOf(phase) }, seconds);
       metrics.tensors.set(tensors);
     };
-    this.trainPool = new InputPool({
-      ...pool,
-      onBadSample: recipe.data.onBadSample,
-      augment,
-      eyes: eyesOf(recipe, this.request),
-    });
-    this.testPool = new InputPool({ ...pool, onBadSample: 'fail', augment: null });
     if (position !== null) this.goOnFrom(position);
   }
 
@@ -151,7 +125,7 @@ export class Post {
       closeOwnData(own);
       throw error;
     });
-    const post = new Post(options, recipe, legacy, own);
+    const post = new Post(options, recipe, legacy, new Samples({ ...options, recipe, own }));
     const connected = (async () =>
       exchange.connect({ ...exchangePlan(request, post.program, recipe.cluster), secret }, signal))();
     connected.catch(() => {}); // awaited by whoever has the post
@@ -179,7 +153,7 @@ export class Post {
 
   /** Shards that wait, decoded, for the device. */
   get readyShards(): number {
-    return this.train?.readyShards ?? 0;
+    return this.samples.ready;
   }
 
   /** `together`: forward, method and backward; leaves the gradient in the exchange. */
@@ -187,11 +161,11 @@ export class Post {
     this.require(step, ['begun', 'computed', 'reduced'], 'compute');
     this.begin(round);
     const start = this.options.now();
-    const shard = await this.trainShard(step);
+    const shard = await this.samples.take(step);
     const ready = this.options.now();
     const losses = this.program.rounds[round]!.losses.map(() => 0);
     await this.clear();
-    for (const piece of this.piecesOf(shard)) {
+    for (const piece of this.samples.pieces(shard)) {
       const { images, labels, part } = piece;
       const feeds = { images, labels, distillWeight, shardWeight: shardWeight * part, lossScale };
       const phase = trainingPhase('compute', round, labels.length);
@@ -212,7 +186,7 @@ export class Post {
     if (split === 'SPLIT_TEST') return this.forwardTest(step);
     this.require(step, microBatch === 0 ? ['begun', 'forward', 'computed', 'reduced'] : ['forward'], 'forward');
     if (microBatch === 0) this.begin(round);
-    const pieces = this.piecesOf(await this.trainShard(step));
+    const pieces = this.samples.pieces(await this.samples.take(step));
     const learns = this.gradient().length > 0; // what does not learn has no backward
     if (
       microBatch !== this.forwarded ||
@@ -238,7 +212,7 @@ export class Post {
   async backward(stream: Messages<Part>): Promise<void> {
     const step = this.requireState();
     this.require(step, ['forward'], 'backward');
-    const pieces = this.piecesOf(await this.trainShard(step));
+    const pieces = this.samples.pieces(await this.samples.take(step));
     const at = this.backwarded;
     if (at >= this.forwarded) {
       throw new BraidError('PROTOCOL', `backward of micro-batch ${at} of step ${step}, but it has not been forward`);
@@ -270,7 +244,7 @@ export class Post {
 
   /** Samples of the step's shard that others stand in for. */
   async inspect(step: number): Promise<BadSample[]> {
-    const { bad } = await this.trainShard(step);
+    const { bad } = await this.samples.take(step);
     return bad.map(({ place, sampleId: sample, reason }) => ({ place, sample, reason }));
   }
 
@@ -290,7 +264,7 @@ export class Post {
     } finally {
       this.applying = null;
     }
-    if (last) this.train!.release(step);
+    if (last) this.samples.release(step);
     this.step = last ? step + 1 : step;
     this.committed = last ? 0 : round + 1;
     this.scale = { lossScale, goodUpdates };
@@ -301,10 +275,9 @@ export class Post {
   async evaluate(): Promise<ClassifierScore[]> {
     const { classifiers } = this.program;
     const parts: Score[][] = [];
-    const shards = this.openTest(0);
-    for await (const shard of shards.rest(0)) {
-      const { scores } = await this.device.run('evaluate', this.padded(shard));
-      parts.push(readScores(classifiers, scores!, shard.labels.length));
+    for await (const { images, labels, samples } of this.samples.testSet()) {
+      const { scores } = await this.device.run('evaluate', { images, labels });
+      parts.push(readScores(classifiers, scores!, samples));
     }
     return addScores(classifiers, parts);
   }
@@ -344,10 +317,7 @@ export class Post {
   async end(): Promise<Legacy> {
     const { device, deviceOptions: options, position } = this;
     this.step = null;
-    this.train?.close();
-    this.test?.close();
-    await Promise.all([this.trainPool.close(), this.testPool.close()]);
-    closeOwnData(this.own);
+    await this.samples.close();
     return { device, options, position };
   }
 
@@ -357,71 +327,22 @@ export class Post {
   }
 
   private goOnFrom({ step, round, ...scale }: Position): void {
-    this.train?.close();
-    this.train = this.open('SPLIT_TRAIN', step, this.trainPool);
+    this.samples.goOnFrom(step);
     this.step = step;
     this.committed = round;
     this.scale = scale;
     this.progress = 'begun';
   }
 
-  private async forwardTest(batch: number): Promise<Float32Array> {
-    const shards = this.test === null || batch !== this.batch ? this.openTest(batch) : this.test;
-    const { images } = this.padded(await shards.take(batch));
-    const { outputs } = await this.device.run('forwardTest', { images });
-    shards.release(batch);
-    this.batch = batch + 1;
-    return outputs!;
-  }
-
-  private openTest(batch: number): ShardReader {
-    this.test?.close();
-    this.test = this.open('SPLIT_TEST', batch, this.testPool);
-    this.batch = batch;
-    return this.test;
-  }
-
-  private open(split: 'SPLIT_TRAIN' | 'SPLIT_TEST', firstStep: number, pool: InputPool): ShardReader {
-    const { run, generation, replica, height, width, channels, shardSizes, recordBytes } = this.request;
-    const samples = split === 'SPLIT_TRAIN' ? Math.max(...shardSizes) : this.recipe.evaluation.batch;
-    const maxBytes = shardBytes(samples, recordBytes);
-    const request = { run, generation, split, replica, firstStep };
-    return new ShardReader({
-      run,
-      generation,
-      firstStep,
-      image: { height, width, channels },
-      maxBytes,
-      maxSamples: samples,
-      pool,
-      samples: this.own === null ? null : split === 'SPLIT_TRAIN' ? this.own.train : this.own.test,
-      pull: (signal) => this.options.pullShards(request, signal),
-      onRead: (bytes) => this.moved('shards', 'received', bytes),
-    });
+  private forwardTest(batch: number): Promise<Float32Array> {
+    return this.samples.testBatch(
+      batch,
+      async (images) => (await this.device.run('forwardTest', { images }))['outputs']!,
+    );
   }
 
   private moved(link: Link, direction: Direction, bytes: number): void {
     this.options.metrics.bytes.inc({ link, direction }, bytes);
-  }
-
-  private async trainShard(step: number): Promise<ReadyShard> {
-    const start = this.options.now();
-    const shard = await within('input', () => this.train!.take(step));
-    this.options.metrics.inputSeconds.inc(this.options.now() - start);
-    if (this.request.shardSizes.includes(shard.labels.length)) return shard;
-    const sizes = this.request.shardSizes.join(' or ');
-    throw new BraidError('PROTOCOL', `the shard of step ${step} has ${shard.labels.length} samples, not ${sizes}`);
-  }
-
-  /** An evaluation batch, filled up to the size that the graph takes. */
-  private padded({ images, labels }: ReadyShard): { images: Uint8Array; labels: Int32Array } {
-    const { batch } = this.recipe.evaluation;
-    if (labels.length === batch) return { images, labels };
-    const { height, width, channels } = this.request;
-    const whole = { images: new Uint8Array(batch * height * width * channels), labels: new Int32Array(batch).fill(-1) };
-    whole.images.set(images);
-    whole.labels.set(labels);
-    return whole;
   }
 
   /** A round is computed anew: what an earlier attempt left is being overwritten. */
@@ -433,17 +354,6 @@ export class Post {
     this.progress = 'begun';
     this.forwarded = 0;
     this.backwarded = 0;
-  }
-
-  /** The shard's micro-batches, in order, each with its part of the shard's samples. */
-  private piecesOf({ images, labels }: ReadyShard): { images: Uint8Array; labels: Int32Array; part: number }[] {
-    const bytes = images.length / labels.length; // of all that the worker's branches see of a sample
-    const count = microSizes(labels.length, this.recipe.training.microBatches).length;
-    return Array.from({ length: count }, (_, i) => {
-      const [first, end] = shardBounds(labels.length, count, i);
-      const part = (end - first) / labels.length;
-      return { images: images.subarray(first * bytes, end * bytes), labels: labels.subarray(first, end), part };
-    });
   }
 
   /** Whether gradients are added up on the device, micro-batch by micro-batch. */
@@ -501,12 +411,6 @@ async function inherit(
     await device.close();
     throw error;
   }
-}
-
-/** Those of the branches that the worker holds. */
-function eyesOf(recipe: Recipe, { branch }: PrepareRequest): Eye[] {
-  if (!recipe.data.perBranch) return ['all'];
-  return branch === undefined ? branchesOf(recipe).map((_, k) => k) : [branch];
 }
 
 function exchangePlan(request: PrepareRequest, program: Program, { wire }: Recipe['cluster']) {
