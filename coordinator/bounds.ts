@@ -1,6 +1,7 @@
 /** What a worker says is bounded and checked before it is believed, kept or given memory. */
 import { z } from 'zod';
 import { BraidError } from '../core/errors.ts';
+import { MAX_LOSS_SCALE } from '../core/loss-scale.ts';
 import type { VariableSpec } from '../nn/variables.ts';
 import { isAddress, isUnix } from '../proto/channel.ts';
 import type { JoinRequest, PrepareResponse } from '../proto/messages.ts';
@@ -76,6 +77,9 @@ const programSchema = z.object({
     .max(MAX_NAMES),
   classifiers: z.array(name).max(MAX_NAMES),
   outputLengths: z.array(natural.max(MAX_OUTPUT_LENGTH)).max(MAX_NAMES),
+  held: z
+    .object({ step: natural, round: natural, lossScale: natural.min(1).max(MAX_LOSS_SCALE), goodUpdates: natural })
+    .optional(),
 });
 
 /** @throws BraidError PROTOCOL naming what no correct worker says of itself */

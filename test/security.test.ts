@@ -513,6 +513,7 @@ test('a program that a worker cannot have built is refused before memory is take
     [response([variable], { outputLengths: [2 ** 40] }), /unsound outputLengths/],
     [response([variable], { rounds: [{ gradientLength: 5, segments: [], losses: [] }] }), /a gradient of 5/],
     [response([variable], { rounds: [] }), /unsound rounds/],
+    [response([variable], { held: { step: 1, round: 0, lossScale: 0, goodUpdates: 0 } }), /unsound held\.lossScale/],
     [response([variable], { classifiers: Array.from({ length: 65 }, () => 'x') }), /unsound classifiers/],
     [response([variable], { classifiers: ['x"} 1\nbraid_step'] }), /unsound classifiers/],
     [response(Array.from({ length: 20_001 }, () => variable)), /unsound variables/],
