@@ -81,7 +81,11 @@ function predicted(file: string, placement: Placement, gpus: number): Prediction
   const device = calibrated(deviceNamed('cpu'), readCalibrations(file));
   const cores = availableParallelism();
   const fixed = { device, net: netNamed('local'), batch: BATCH, precision: 'f32', wire: 'f32', cores } as const;
-  return predict(workOf(loadRecipe(RECIPE), SHAPE), { ...fixed, gpus, methodThreads: 1, microBatches: 1 }, placement)!;
+  return predict(
+    workOf(loadRecipe(RECIPE), SHAPE),
+    { ...fixed, gpus, methodThreads: 1, microBatches: 1, overlap: false },
+    placement,
+  )!;
 }
 
 function compare(name: string, predictions: Prediction[], results: TrainResult[]): Measurement {

@@ -81,6 +81,7 @@ export async function plan(argv: string[]): Promise<number> {
     wire: recipe.cluster.wire,
     methodThreads: methodThreadsOf(recipe, n, cores),
     microBatches: recipe.training.microBatches,
+    overlap: recipe.cluster.overlap,
     cores,
   });
   const sizes = [...new Set([...powersOfTwo(gpus), gpus])];
@@ -156,26 +157,18 @@ efficiency ${device.efficiency[precision].toFixed(2)} of the roofline: ${device.
 ${columns(table)}
 ${columns(sizes)}
 advice  placement ${placement}, ${microBatches === 1 ? 'whole shards' : `training.microBatches=${microBatches} (memory)`}, wire ${wire}, ${topology}; ${from}
-${samples}${saved(savings, placement, asked)}        on a machine of the kind: braid plan <recipe> --gpu ${device.name} --calibrate <file>, then --calibration <file>
+${samples}${saved(savings, asked)}        on a machine of the kind: braid plan <recipe> --gpu ${device.name} --calibrate <file>, then --calibration <file>
         what is left out, and how far off it was: docs/sizing.md
 `;
 }
 
-function saved(
-  { buckets, microBatches, featureWire }: Advice['savings'],
-  placement: Placement,
-  { together, split }: Row,
-): string {
+function saved({ overlap, microBatches, featureWire }: Advice['savings'], { together, split }: Row): string {
   const line = (seconds: number, of: Prediction | null, what: string) =>
     seconds > 0 ? [`        ${what} at most ${ms(seconds)} ms, ${percent(seconds / of!.seconds)} of a step\n`] : [];
   return [
     ...line(featureWire, split, 'split: cluster.featureWire=bf16 spares'),
     ...line(microBatches, split, 'split: training.microBatches=2 hides gather, method and scatter for'),
-    ...line(
-      buckets,
-      placement === 'together' ? together : split,
-      `${placement}: gradient buckets, which are not built, would hide`,
-    ),
+    ...line(overlap, together, 'together: cluster.overlap=true hides'),
   ].join('');
 }
 

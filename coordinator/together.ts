@@ -1,6 +1,7 @@
 /** Placement `together`: every worker holds a whole replica, method included. All of them stay bitwise identical. */
 import { BraidError } from '../core/errors.ts';
 import type { Recipe } from '../core/recipe.ts';
+import { replicaSegments } from '../nn/phases.ts';
 import { addScores, type Score } from '../nn/scores.ts';
 import { fromTensors } from '../nn/variables.ts';
 import type { Position } from '../proto/messages.ts';
@@ -18,7 +19,7 @@ import { commitOf, isAt, settleOn } from './settle.ts';
 
 export async function prepareTogether(crew: Crew, plan: Plan, step: number, signal: AbortSignal): Promise<Group> {
   const ranks = crew.members.map(({ rank }) => rank);
-  const groups = [{ segment: 'all', ranks }];
+  const groups = replicaSegments(plan.recipe.cluster).map((segment) => ({ segment, ranks }));
   const programs = await prepare(crew, plan, step, signal, (rank) => ({ replica: rank, groups }));
   programs.forEach((program, rank) => {
     requireSameProgram(programs[0]!, program, [0, rank]);
@@ -80,7 +81,7 @@ class Together implements Group {
 
   async reduce({ step }: Update, signal: AbortSignal): Promise<GradientSum> {
     const { answers, culprits } = await reduceGradients(this.crew, step, signal);
-    return { norm: answers[0]!.segmentNorms[0]!, culprits };
+    return { norm: Math.hypot(...answers[0]!.segmentNorms), culprits };
   }
 
   async commit(update: Decision, signal: AbortSignal): Promise<void> {

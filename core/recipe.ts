@@ -74,6 +74,11 @@ export const recipeSchema = z.strictObject({
       joinTimeoutSeconds: z.number().positive().default(120),
       /** Gradients between workers. `bf16`: half the bytes, for slow links; each is rounded, and so is their sum. */
       wire: z.enum(['f32', 'bf16']).default('f32'),
+      /**
+       * In `together`: gradients of what is above the trunks are summed while the trunks' backward still runs. It takes memory
+       * for the trunks' activations once more, and pays where the network between workers is slow.
+       */
+      overlap: z.boolean().default(false),
       /** In `split`, feature maps and their cotangents while it trains. `bf16`: half the bytes, each rounded to the nearest once. */
       featureWire: z.enum(['f32', 'bf16']).default('f32'),
       /** How long one phase of a step may take before the worker is given up. */
@@ -222,6 +227,12 @@ function contradictions(recipe: Recipe): string[] {
     problems.push(`cluster.maxReplicas: ${maxReplicas} is less than cluster.replicas, ${replicas}`);
   if (maxReplicas !== null && maxReplicas > batch)
     problems.push(`cluster.maxReplicas: ${maxReplicas} replicas cannot share a batch of ${batch}`);
+  if (recipe.cluster.overlap && recipe.cluster.placement === 'split')
+    problems.push('cluster.overlap: only with placement together: set it to false');
+  if (recipe.cluster.overlap && recipe.training.microBatches > 1)
+    problems.push(
+      'cluster.overlap: not with training.microBatches, whose gradients are added up first: set one to its default',
+    );
   if (warmUp.epochs >= epochs)
     problems.push(`training.warmUp.epochs: ${warmUp.epochs}, but the run has ${epochs}: nothing is left to train`);
   const { everySteps, keepEverySteps } = recipe.checkpoint;

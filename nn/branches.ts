@@ -1,7 +1,7 @@
 /** The networks of a recipe in a capture: every branch, from images to what the method reads of it. */
 import { branchesOf, type Recipe } from '../core/recipe.ts';
 import { Builder, type VariableStore } from './builder.ts';
-import { cast, globalAveragePool, stopGradient } from './graph/ops.ts';
+import { atGradient, cast, globalAveragePool, stopGradient } from './graph/ops.ts';
 import type { BranchOutputs, Method } from './methods/method.ts';
 import { type Cut, cutOf, type Network, networkOf, type Stage } from './models/network.ts';
 import { recomputed } from './recompute.ts';
@@ -37,10 +37,17 @@ export class Branches {
     });
   }
 
-  /** Every branch's outputs. @param images by branch: a shared trunk sees the first's   @param round null: evaluation */
-  all(builders: Builders, images: Tensor[], round: string | null): BranchOutputs[] {
-    const trunk = this.shared ? this.trunk(builders, images[0]!, 0, round) : null;
-    return images.map((seen, k) => this.branch(builders, trunk ?? this.trunk(builders, seen, k, round), k, round));
+  /**
+   * Every branch's outputs.
+   * @param images by branch: a shared trunk sees the first's
+   * @param round null: evaluation
+   * @param atTrunks called by autodiff between the branches and the trunks
+   */
+  all(builders: Builders, images: Tensor[], round: string | null, atTrunks?: () => void): BranchOutputs[] {
+    const trunks = (this.shared ? images.slice(0, 1) : images)
+      .map((seen, k) => this.trunk(builders, seen, k, round))
+      .map((map) => (atTrunks === undefined ? map : atGradient(map, atTrunks)));
+    return images.map((_, k) => this.branch(builders, trunks[this.shared ? 0 : k]!, k, round));
   }
 
   /** Branch k's outputs. */

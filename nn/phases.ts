@@ -1,6 +1,6 @@
 /** The phases of nn/program.ts's graphs, by name: what a Device runs. */
 
-type Training = 'compute' | 'forward' | 'backward' | 'fuse';
+type Training = 'compute' | 'trunkBackward' | 'forward' | 'backward' | 'fuse';
 type OfRound<Name extends string> = Name | `${Name}.${number}`;
 
 export type Phase =
@@ -37,6 +37,24 @@ export function gradientPhase(round: number): OfRound<'gradient'> {
 /** The phase that applies a round's gradient. */
 export function applyPhase(round: number): OfRound<'apply'> {
   return ofRound('apply', round);
+}
+
+/** A part of the flat gradient. */
+export interface Segment {
+  name: 'all' | 'upper' | 'trunk' | 'branch' | 'method';
+  /** f32 elements. */
+  offset: number;
+  length: number;
+}
+
+/** Those of a replica, in the order in which backward has them: `upper` is all that is not a trunk's. */
+export function replicaSegments({ overlap }: { overlap: boolean }) {
+  return overlap ? (['upper', 'trunk'] as const) : (['all'] as const);
+}
+
+/** Whether trunks have a backward phase of their own, during which the first segment is summed. */
+export function isOverlapped(segments: Segment[]): boolean {
+  return segments[0]?.name === 'upper' && segments.length > 1;
 }
 
 function ofRound<Name extends string>(name: Name, round: number): OfRound<Name> {

@@ -3,6 +3,7 @@
  *
  * Each role has the phases that change its state, `apply`, `read` and `write`, and those that compute:
  *   replica   compute@n: images, labels -> gradient, losses          evaluate: images, labels -> scores
+ *             with `cluster.overlap` compute@n's gradient is without the trunks', which trunkBackward@n goes on to compute
  *   branch    forward@n: images -> outputs; backward@n: cotangents -> gradient      forwardTest: images -> outputs
  *   method    fuse@n: outputs.k, labels -> losses, gradient, cotangents.k          evaluate: outputs.k, labels -> scores
  * where n is how many samples the shard has, or a micro-batch of it: with `training.microBatches` gradients are added up on
@@ -26,7 +27,16 @@ import { Feeds, type ImageSize, type Scale } from './feeds.ts';
 import { type Capture, capture, type Graph, type Variable } from './graph/capture.ts';
 import { type BranchOutputs, type Method, methodOf, type Owner, type TrainingInput } from './methods/method.ts';
 import { Outputs } from './outputs.ts';
-import { applyPhase, clearPhase, gradientPhase, SLOTS, trainingPhase } from './phases.ts';
+import {
+  applyPhase,
+  clearPhase,
+  gradientPhase,
+  isOverlapped,
+  replicaSegments,
+  type Segment,
+  SLOTS,
+  trainingPhase,
+} from './phases.ts';
 import { scoresOf } from './scoring.ts';
 import { applyIn, type Learnt, readAndWrite } from './state.ts';
 import { type Tensor, tf } from './tensorflow.ts';
@@ -60,7 +70,7 @@ export interface Round {
   /** f32 elements; 0 where nothing of this role learns. */
   gradientLength: number;
   /** Parts of the flat gradient that are summed over different workers, in order; together they are all of it. */
-  segments: { name: 'all' | 'trunk' | 'branch' | 'method'; offset: number; length: number }[];
+  segments: Segment[];
   /** Names of the variables, in the order in which the flat gradient has them. */
   gradientOrder: string[];
   losses: string[];
@@ -157,21 +167,34 @@ class ProgramBuilder {
 
   private compute(round: number, name: string, n: number): void {
     const { c } = this;
-    c.phase(trainingPhase('compute', round, n), () => {
+    const [above, below] = [trainingPhase('compute', round, n), trainingPhase('trunkBackward', round, n)];
+    const { gradientOrder, segments } = this.rounds[round]!;
+    const overlapped = isOverlapped(segments);
+    c.phase(above, () => {
       const images = this.feeds.imagesOf(n, this.branches.cuts.length);
       const { crossEntropy, distillWeight, scale } = this.feeds.training(n);
       const { builders, learning } = this.training(name);
       let losses: Tensor | undefined;
       const loss = () => {
-        const branches = this.branches.all(builders, images, name);
+        const atTrunks = overlapped ? () => c.continueIn(below) : undefined;
+        const branches = this.branches.all(builders, images, name, atTrunks);
         const input = { branches, classes: this.options.classes, crossEntropy, distillWeight };
         const { total, flat } = this.lossesOf(builders.learning, input, round, name);
         losses = tf.keep(flat);
         return total;
       };
       const gradients = this.differentiate([...learning.values()], loss, scale.loss);
-      const gradient = this.flatGradient(round, builders.learning, [...learning.keys()], gradients, scale);
-      return { ...this.given(round, gradient), losses: losses! };
+      const flat = (names: string[]) =>
+        this.flatGradient(builders.learning, [...learning.keys()], gradients, scale, names);
+      if (!overlapped) return { ...this.given(round, flat(gradientOrder)), losses: losses! };
+      for (const [phase, segment] of [
+        [below, 'trunk'],
+        [above, 'upper'],
+      ] as const) {
+        c.continueIn(phase);
+        c.fetch('gradient', flat(this.segmentVariables(segment, name).map((v) => v.name)));
+      }
+      return { losses: losses! };
     });
   }
 
@@ -251,7 +274,8 @@ class ProgramBuilder {
       forwards();
       gradients = [...learning.values()].map((value) => tf.mul(value, tf.scalar(0)));
     }
-    const gradient = this.flatGradient(round, builders.learning, [...learning.keys()], gradients, scale);
+    const { gradientOrder } = this.rounds[round]!;
+    const gradient = this.flatGradient(builders.learning, [...learning.keys()], gradients, scale, gradientOrder);
     for (const [key, tensor] of Object.entries(this.given(round, gradient))) c.fetch(key, tensor);
   }
 
@@ -271,6 +295,7 @@ class ProgramBuilder {
 
   private fuse(round: number, name: string, n: number): void {
     const { c, branches, outputs } = this;
+    const { gradientOrder } = this.rounds[round]!;
     c.phase(trainingPhase('fuse', round, n), () => {
       const flats = branches.cuts.map((_, k) =>
         outputs.unpack(c.feed(`outputs.${k}`, [outputs.wireLength(k, n)]), k, n),
@@ -294,7 +319,7 @@ class ProgramBuilder {
       });
       const own = gradients.slice(taught.length);
       if (own.length > 0)
-        fetches.gradient = this.flatGradient(round, builders.learning, [...learning.keys()], own, scale);
+        fetches.gradient = this.flatGradient(builders.learning, [...learning.keys()], own, scale, gradientOrder);
       return fetches;
     });
   }
@@ -358,14 +383,15 @@ class ProgramBuilder {
     return tf.engine().gradients(y as never, xs, (dy ?? null) as never).grads;
   }
 
-  private flatGradient(round: number, b: Builder, names: string[], gradients: Tensor[], scale: Scale): Tensor {
+  /** @param names of the gradients   @param order names of the variables that the result is of */
+  private flatGradient(b: Builder, names: string[], gradients: Tensor[], scale: Scale, order: string[]): Tensor {
     const { role } = this.options;
     const unscale = scale.loss === undefined ? null : tf.div(tf.scalar(1), scale.loss);
     const byName = new Map([...names.map((name, i) => [name, gradients[i]!] as const), ...b.statistics]);
     // In `split` every branch's worker brings the same statistics of a shared trunk, and they are summed.
     const sharers = role.kind === 'branch' ? this.branches.cuts.length : 1;
     const specs = new Map(this.store.specs.map((v) => [v.name, v]));
-    const parts = this.rounds[round]!.gradientOrder.map((name) => {
+    const parts = order.map((name) => {
       const v = specs.get(name)!;
       const flat = tf.reshape(byName.get(name)!, [v.size]);
       if (v.trainable) return unscale === null ? flat : tf.mul(flat, unscale);
@@ -377,14 +403,18 @@ class ProgramBuilder {
 
   /** A segment's variables that learn in a round, in gradient order: trainable ones, then running statistics. */
   private segmentVariables(segment: string, round: string): VariableSpec[] {
-    const own = this.store.specs.filter(
-      (v) => (segment === 'all' || v.segment === segment) && this.learns(v.name, round),
-    );
+    const own = this.store.specs.filter((v) => this.isOf(segment, v) && this.learns(v.name, round));
     return [...own.filter((v) => v.trainable), ...own.filter((v) => !v.trainable)];
   }
 
-  private segments(round: string): Round['segments'] {
-    const names = this.options.role.kind === 'replica' ? (['all'] as const) : (['trunk', 'branch', 'method'] as const);
+  private isOf(segment: string, { name, segment: own }: VariableSpec): boolean {
+    if (this.options.role.kind !== 'replica') return own === segment;
+    return segment === 'all' || (segment === 'trunk') === name.startsWith('trunk.');
+  }
+
+  private segments(round: string): Segment[] {
+    const { role, recipe } = this.options;
+    const names = role.kind === 'replica' ? replicaSegments(recipe.cluster) : (['trunk', 'branch', 'method'] as const);
     let offset = 0;
     return names.flatMap((name) => {
       const length = this.segmentVariables(name, round).reduce((sum, v) => sum + v.size, 0);

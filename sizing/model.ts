@@ -29,6 +29,8 @@ export interface Cluster {
   methodThreads: number;
   /** That a shard is computed in: less memory, the same work. */
   microBatches: number;
+  /** Whether the sum of gradients is behind backward already. */
+  overlap: boolean;
   /** Of the machine, for a device that is a core. */
   cores: number;
 }
@@ -207,8 +209,8 @@ export interface Advice {
   togetherFrom: number | null;
   /** Seconds of a step that could be spared, at most. */
   savings: {
-    /** In `placement`: of reduce, behind backward, by gradient buckets. Braid has none. */
-    buckets: number;
+    /** In `together`: of reduce, behind backward, by `cluster.overlap`. */
+    overlap: number;
     /** In `split`: of gather, method and scatter, behind forward and backward, by two micro-batches. 0: there are some. */
     microBatches: number;
     /** In `split`: of gather and scatter, by featureWire: bf16. */
@@ -242,13 +244,17 @@ export function advise(work: Work, cluster: Cluster, sizes: number[]): Advice | 
     wire: best.phases.reduce! > MUCH_OF_A_STEP * best.seconds ? 'bf16' : cluster.wire,
     topology: best.topology,
     togetherFrom: sizes[behind + 1] ?? null,
-    savings: { buckets: hiddenReduce(work, cluster, best), ...savedInSplit(work, cluster, at(cluster.gpus, 'split')) },
+    savings: {
+      overlap: hiddenReduce(work, cluster, at(cluster.gpus, 'together')),
+      ...savedInSplit(work, cluster, at(cluster.gpus, 'split')),
+    },
   };
 }
 
-function hiddenReduce({ replica }: Work, cluster: Cluster, { gpus, shard, phases }: Prediction): number {
-  const backward = phases.backward ?? compute(cluster, gpus, shard, replica, 'backward');
-  return Math.min(phases.reduce!, backward);
+function hiddenReduce({ replica }: Work, cluster: Cluster, together: Prediction | null): number {
+  if (together === null || cluster.overlap) return 0;
+  const { gpus, shard, phases } = together;
+  return Math.min(phases.reduce!, compute(cluster, gpus, shard, replica, 'backward'));
 }
 
 /** @param prediction null: there can be no `split` */

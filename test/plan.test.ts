@@ -33,6 +33,7 @@ const cluster: Cluster = {
   wire: 'f32',
   methodThreads: 4,
   microBatches: 1,
+  overlap: false,
   cores: 16,
 };
 const at = (changes: Partial<Cluster>, placement: 'together' | 'split' = 'together') =>
@@ -112,8 +113,8 @@ test('what could be spared: half of the maps, the shorter of what may overlap, a
   t.true(found.featureWire > 0);
   t.is(savings({}, packed).featureWire, 0);
   const { reduce, compute } = at({})!.phases as Record<string, number>;
-  t.true(found.buckets > 0 && found.buckets <= Math.min(reduce!, compute!));
-  t.is(savings({ gpus: 1 }).buckets, 0);
+  t.true(found.overlap > 0 && found.overlap <= Math.min(reduce!, compute!));
+  t.is(savings({ gpus: 1 }).overlap, 0);
 });
 
 test('a measured efficiency takes the place of the assumed one, and says so', (t) => {
@@ -138,7 +139,7 @@ test('the command says that it predicts, what it assumes, and the same in JSON',
   t.regex(text.stdout, /^Predicted, not measured/);
   t.regex(text.stdout, /efficiency 0\.50 of the roofline: assumed/);
   t.regex(text.stdout, /split: cluster\.featureWire=bf16 spares at most [\d.]+ ms, \d+ % of a step/);
-  t.regex(text.stdout, /together: gradient buckets, which are not built, would hide at most/);
+  t.regex(text.stdout, /together: cluster\.overlap=true hides at most/);
   const { predicted, advice, sizes } = JSON.parse(json.stdout);
   t.true(predicted);
   t.is(advice.topology, 'mesh');

@@ -12,7 +12,7 @@ import type { Direction, Link, WorkerMetrics } from '../core/metrics.ts';
 import { checkRecipe, type Recipe } from '../core/recipe.ts';
 import { distinctMicroSizes } from '../core/sampler.ts';
 import type { Device, DeviceOptions, Program, Role } from '../nn/device.ts';
-import { applyPhase, clearPhase, gradientPhase, SLOTS, trainingPhase } from '../nn/phases.ts';
+import { applyPhase, clearPhase, gradientPhase, isOverlapped, SLOTS, trainingPhase } from '../nn/phases.ts';
 import { addScores, readScores, type Score } from '../nn/scores.ts';
 import type {
   BadSample,
@@ -164,15 +164,23 @@ export class Post {
     const shard = await this.samples.take(step);
     const ready = this.options.now();
     const losses = this.program.rounds[round]!.losses.map(() => 0);
+    await this.options.exchange.idle();
     await this.clear();
+    const { segments } = this.program.rounds[round]!;
+    const overlapped = isOverlapped(segments);
     for (const piece of this.samples.pieces(shard)) {
       const { images, labels, part } = piece;
       const feeds = { images, labels, distillWeight, shardWeight: shardWeight * part, lossScale };
       const phase = trainingPhase('compute', round, labels.length);
-      const results = await this.device.run(phase, feeds, this.adds ? {} : { gradient: this.gradient() });
+      const gradient = this.gradient(overlapped ? segments[0] : undefined);
+      const results = await this.device.run(phase, feeds, this.adds ? {} : { gradient });
       results['losses']!.forEach((loss, i) => {
         losses[i]! += part * loss;
       });
+      if (!overlapped) continue;
+      this.options.exchange.begin(step, round);
+      const rest = trainingPhase('trunkBackward', round, labels.length);
+      await this.device.run(rest, {}, { gradient: this.gradient(segments[1]) });
     }
     await this.takeSum();
     this.progress = 'computed';
@@ -369,9 +377,9 @@ export class Post {
     if (this.adds) await this.device.run(gradientPhase(this.round), {}, { gradient: this.gradient() });
   }
 
-  /** Of the current round, on the exchange's memory. */
-  private gradient(): Float32Array {
-    return this.options.exchange.gradient.subarray(0, this.program.rounds[this.round]!.gradientLength);
+  /** Of the current round, whole or a segment of it, on the exchange's memory. */
+  private gradient({ offset, length } = { offset: 0, length: this.program.rounds[this.round]!.gradientLength }) {
+    return this.options.exchange.gradient.subarray(offset, offset + length);
   }
 
   private requireState(): number {

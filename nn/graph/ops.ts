@@ -86,6 +86,18 @@ const runStopGradient = operation('StopGradient', {
   gradient: (dy) => ({ x: () => tf.zerosLike(dy as Tensor) }),
 });
 
+/** x. `then` is called when autodiff has the gradient of it, before it goes on to what x was made of. */
+export function atGradient(x: Tensor, then: () => void): Tensor {
+  const op = tf.customGrad((...args: unknown[]) => {
+    const gradFunc = (dy: Tensor) => {
+      then();
+      return dy.clone();
+    };
+    return { value: (args[0] as Tensor).clone(), gradFunc } as never;
+  });
+  return op(x as never) as Tensor;
+}
+
 /** x, through which no gradient flows: a teacher. */
 export function stopGradient(x: Tensor): Tensor {
   return runStopGradient({ x });

@@ -135,6 +135,19 @@ export class Exchange {
     return this.current().reduce(step, round, signal);
   }
 
+  /**
+   * Starts on a round's first segment, whose gradient is there, for `reduce` to finish: the rest may still be written.
+   * @throws BraidError why the exchange is over for this generation
+   */
+  begin(step: number, round: number): void {
+    this.current().begin(step, round);
+  }
+
+  /** Nothing that was begun is still under way, and `gradient` may be written: a step that is left out is not reduced. */
+  async idle(): Promise<void> {
+    await this.current().idle();
+  }
+
   /** Ends the exchange for its generation; a reduction under way fails with `reason`. */
   abort(reason: BraidError): void {
     this.generation?.fail(reason);

@@ -40,6 +40,8 @@ export class Generation {
   private missing: number;
   /** Why this generation's exchange is over. */
   private failure: BraidError | null = null;
+  /** A first segment that `reduce` has not asked for yet. */
+  private begun: { step: number; round: number; before: Traffic; sum: Promise<number> } | null = null;
   /** null exactly when no segment is under way. */
   private reduction: Reduction | null = null;
 
@@ -88,15 +90,32 @@ export class Generation {
     this.arrived();
   }
 
+  begin(step: number, round: number): void {
+    if (this.failure !== null) throw this.failure;
+    this.requireFree(step);
+    const before = { ...this.traffic };
+    const sum = this.reduceSegment(step, round, 0);
+    sum.catch(() => {}); // whoever reduces hears of it
+    this.begun = { step, round, before, sum };
+  }
+
+  async idle(): Promise<void> {
+    await this.begun?.sum;
+    this.begun = null;
+  }
+
   async reduce(step: number, round: number, signal: AbortSignal): Promise<Reduced> {
     if (this.failure !== null) throw this.failure;
-    if (this.reduction !== null) throw new BraidError('PROTOCOL', `step ${step} cannot be reduced beside another one`);
-    const before = { ...this.traffic };
+    const { begun } = this;
+    this.begun = null;
+    const early = begun?.step === step && begun.round === round ? begun : null;
+    if (early === null) this.requireFree(step);
+    const before = early?.before ?? { ...this.traffic };
     const sums: number[] = [];
     const segments = this.plan.rounds[round]!;
-    const firstBucket = this.plan.rounds.slice(0, round).flat().length;
-    for (const [i, segment] of segments.entries()) {
-      sums.push(await this.unlessAborted(signal, this.reduceSegment(step, firstBucket + i, segment)));
+    for (const i of segments.keys()) {
+      const sum = i === 0 && early !== null ? early.sum : this.reduceSegment(step, round, i);
+      sums.push(await this.unlessAborted(signal, sum));
     }
     return {
       segmentNorms: sums.map(Math.sqrt),
@@ -116,8 +135,15 @@ export class Generation {
     this.reduction?.fail(reason);
   }
 
-  private async reduceSegment(step: number, bucket: number, segment: Segment): Promise<number> {
-    const { offset, length, ranks, topology } = segment;
+  private requireFree(step: number): void {
+    if (this.reduction !== null) throw new BraidError('PROTOCOL', `step ${step} cannot be reduced beside another one`);
+  }
+
+  /** @returns the sum of its squares */
+  private async reduceSegment(step: number, round: number, i: number): Promise<number> {
+    const { rounds } = this.plan;
+    const { offset, length, ranks, topology } = rounds[round]![i]!;
+    const bucket = rounds.slice(0, round).flat().length + i;
     const { memory, links } = this;
     const { gradient, reduced, kernels } = memory;
     if (ranks.length === 1) {
