@@ -309,3 +309,16 @@ test('no unix socket is open after an exchange has closed', async (t) => {
   t.deepEqual(readdirSync(folder), []);
   rmSync(folder, { recursive: true });
 });
+
+test('what a generation took is given back when the next one comes', async (t) => {
+  const [length, generations] = [4_000_000, 40];
+  await using w = await world(2, { inPlace: () => true });
+  const gradients = [0, 1].map((rank) => new Float32Array(length).fill(rank));
+  const before = process.memoryUsage.rss();
+  for (let generation = 1; generation <= generations; generation++) {
+    await w.connect(() => all(length, 2), { generation });
+    await w.reduce(gradients);
+  }
+  const grown = process.memoryUsage.rss() - before;
+  t.true(grown < 0.3 * generations * 2 * 8 * length, `${(grown / 2 ** 20).toFixed()} MiB more`); // each has gradient and sum
+});

@@ -119,6 +119,7 @@ export class Exchange {
     }
     requireSound(plan);
     this.abort(new BraidError('STALE_GENERATION', `generation ${before} has been replaced by ${plan.generation}`));
+    this.generation?.memory.discard();
     const generation = new Generation(plan, this.traffic, this.tls, this.inPlace);
     this.generation = generation;
     for (const [socket, from] of this.early) this.admit(socket, from);

@@ -13,7 +13,7 @@ import { crc32 } from 'node:zlib';
 import { BraidError } from '../../core/errors.ts';
 import type { Dtype } from './frame.ts';
 import { type Kernels, loadKernels } from './kernels.ts';
-import { mapOffered, type Offer, PAGE_BYTES, SharedPages } from './shared-pages.ts';
+import { discardPages, mapOffered, type Offer, PAGE_BYTES, SharedPages } from './shared-pages.ts';
 import { CHUNK_ELEMENTS } from './slices.ts';
 
 /** Chunks received from one peer that wait for a lower rank's: more would only hide a rank that is far behind. */
@@ -103,6 +103,12 @@ export class GradientMemory {
   /** Whoever was to find the pages has. */
   hide(): void {
     this.pages?.close();
+  }
+
+  /** Nobody sums in it any more: what it takes is the system's again. Who still writes to it writes for nobody. */
+  discard(): void {
+    this.hide();
+    discardPages(this.bytes(0, this.memory.buffer.byteLength));
   }
 
   /** Makes a peer's `gradient` and `reduced` readable here. @returns where, or null where that cannot be */
