@@ -173,7 +173,7 @@ export const WORKER_METRICS = {
   }),
 
   deviceSeconds: counter('braid_worker_device_seconds_total', 'Time in TensorFlow sessions.', {
-    phase: 'of the program: compute, forward, backward, apply, evaluate, forwardTest, read, write',
+    phase: 'of the program: compute, trunkBackward, forward, backward, apply, evaluate, forwardTest, read, write',
   }),
   tensors: gauge('braid_worker_tensors', 'Tensors that TensorFlow holds for the process: feeds and results under way.'),
   gpuMemoryUsed: gauge('braid_worker_gpu_memory_used_bytes', 'Memory in use on the GPU. Absent without a GPU.', GPU),
