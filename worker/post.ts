@@ -32,7 +32,7 @@ import type {
 import { collect } from '../proto/parts.ts';
 import type { Exchange } from './exchange/exchange.ts';
 import { closeOwnData, openOwnData } from './own-data.ts';
-import { Samples } from './samples.ts';
+import { PostSamples } from './post-samples.ts';
 
 export interface PostOptions {
   request: PrepareRequest;
@@ -68,7 +68,7 @@ export class Post {
   private readonly recipe: Recipe;
   private readonly device: Device;
   private readonly deviceOptions: DeviceOptions;
-  private readonly samples: Samples;
+  private readonly samples: PostSamples;
   /** The step that is next to be committed; null exactly before the first state has been written. */
   private step: number | null = null;
   /** The step whose update is under way; null between updates. */
@@ -90,7 +90,7 @@ export class Post {
     options: PostOptions,
     recipe: Recipe,
     { device, options: deviceOptions, position }: Legacy,
-    samples: Samples,
+    samples: PostSamples,
   ) {
     this.options = options;
     this.request = options.request;
@@ -125,7 +125,7 @@ export class Post {
       closeOwnData(own);
       throw error;
     });
-    const post = new Post(options, recipe, legacy, new Samples({ ...options, recipe, own }));
+    const post = new Post(options, recipe, legacy, new PostSamples({ ...options, recipe, own }));
     const connected = (async () =>
       exchange.connect({ ...exchangePlan(request, post.program, recipe.cluster), secret }, signal))();
     connected.catch(() => {}); // awaited by whoever has the post

@@ -14,7 +14,7 @@ import { InputPool, type ReadyShard } from './input/pool.ts';
 import { closeOwnData, type OwnData } from './own-data.ts';
 import { ShardReader } from './shards.ts';
 
-export interface SamplesOptions {
+export interface PostSamplesOptions {
   request: PrepareRequest;
   recipe: Recipe;
   /** null: shards come with their bytes. */
@@ -33,12 +33,12 @@ interface TestBatch {
   samples: number;
 }
 
-export class Samples {
+export class PostSamples {
   private readonly request: PrepareRequest;
   private readonly recipe: Recipe;
   private readonly own: OwnData | null;
-  private readonly pullShards: SamplesOptions['pullShards'];
-  private readonly metrics: SamplesOptions['metrics'];
+  private readonly pullShards: PostSamplesOptions['pullShards'];
+  private readonly metrics: PostSamplesOptions['metrics'];
   private readonly now: () => number;
   private readonly trainPool: InputPool;
   private readonly testPool: InputPool;
@@ -47,7 +47,7 @@ export class Samples {
   /** The evaluation batch that `test` has next. */
   private batch = 0;
 
-  constructor({ request, recipe, own, pullShards, metrics, now }: SamplesOptions) {
+  constructor({ request, recipe, own, pullShards, metrics, now }: PostSamplesOptions) {
     this.request = request;
     this.recipe = recipe;
     this.own = own;
