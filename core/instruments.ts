@@ -106,7 +106,11 @@ function instrument({ kind, name, help, labels, buckets }: Described, registry: 
     for (const values of combinations(labels)) made.zero(values);
     return made;
   }
-  if (kind === 'gauge') return new Gauge(options);
+  if (kind === 'gauge') {
+    const made = new Gauge(options);
+    if (options.labelNames.length === 0) made.remove(); // 0 would be a value: it has none yet
+    return made;
+  }
   const made = new Counter(options);
   for (const values of combinations(labels)) made.inc(values, 0);
   return made;

@@ -19,7 +19,7 @@ export async function metricsPage(): Promise<string> {
 Prometheus reads them at \`http://<host>:<port>/metrics\`: the coordinator's on \`metrics.port\` of the recipe, a worker's on its
 \`--metrics-port\`. This page is made of \`core/metrics.ts\` by \`npm run docs:metrics\`.
 
-A label's values in \`code\` are all there are, and counters of such labels begin at 0. What there is one of for each worker is on
+A label's values in \`code\` are all there are, and counters of such labels begin at 0; a gauge is there once it is known. What there is one of for each worker is on
 the worker's own endpoint; the coordinator tells of all workers together, by \`stat\`. The number of its series does not grow with
 the number of workers.
 

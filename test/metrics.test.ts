@@ -26,7 +26,7 @@ test('two runs in one process do not mix, and both tell of the process', async (
   const [a, b] = [createMetrics(), createMetrics()];
   a.step.set(5);
   t.regex(await a.registry.metrics(), /^braid_step 5$/m);
-  t.regex(await b.registry.metrics(), /^braid_step 0$/m);
+  t.notRegex(await b.registry.metrics(), /^braid_step /m); // not known yet
   for (const { registry } of [a, b, createWorkerMetrics()]) {
     const text = await registry.metrics();
     t.regex(text, /^process_resident_memory_bytes \d{7,}$/m);
