@@ -80,7 +80,13 @@ export function statusPage(run: WatchResponse, room = Number.POSITIVE_INFINITY):
 ${run.run}  ${bar(step / steps)} step ${step}/${steps}  epoch ${epoch + 1}/${epochs}  generation ${generation}  ${rate}
 
 ${columns([[...HEAD, 'lag', 'seen'], ...shown.map(rowOf)])}${more > 0 ? `  and ${more} more\n` : ''}
-${run.events.map((event) => `  ${event}\n`).join('')}`;
+${run.events.map((event) => `  ${local(event)}\n`).join('')}`;
+}
+
+/** At this machine's time, as logs are. */
+function local(event: string): string {
+  const [at = '', ...words] = event.split(' ');
+  return `${new Date(at).toLocaleString('sv-SE')}  ${words.join(' ')}`;
 }
 
 function bar(done: number): string {

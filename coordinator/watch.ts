@@ -89,7 +89,7 @@ function textOf(event: RunEvent): string | null {
     case 'disturbed':
       return `disturbed at step ${event.step}: ${event.message}`;
     case 'regrouped':
-      return `generation ${event.generation}: ${event.workers} workers, from step ${event.step} on`;
+      return `generation ${event.generation}: ${event.workers} worker(s), from step ${event.step} on`;
     case 'skipped':
       return `step ${event.step} was not finite and is left out`;
     case 'checkpoint':

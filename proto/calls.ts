@@ -14,7 +14,7 @@ import { showing, TRACEPARENT_KEY } from './access.ts';
 import { channel } from './channel.ts';
 import type { Service } from './load.ts';
 import type { Call, Messages } from './messages.ts';
-import { fromStatus } from './status.ts';
+import { fromStatus, whyUnreachable } from './status.ts';
 import { write } from './stream.ts';
 import type { Tls } from './tls.ts';
 
@@ -195,7 +195,12 @@ async function untilReady(
       });
     }
     if (left > WHY_NOT_INTERVAL_MS) continue;
-    throw new BraidError('WORKER_LOST', `${peer} did not answer within ${timeoutMs / 1000} s`, { cause: error });
+    const cause = error.cause as Partial<ServiceError> | undefined;
+    const why = cause?.code === status.UNAVAILABLE ? `: ${whyUnreachable(cause.details ?? '')}` : '';
+    throw new BraidError('WORKER_LOST', `${peer} did not answer within ${timeoutMs / 1000} s${why}`, {
+      remedy: 'Look whether it runs, and whether it can be reached at that address from here.',
+      cause: error,
+    });
   }
 }
 

@@ -60,7 +60,9 @@ export function fromStatus(thrown: unknown, peer: string, signal?: AbortSignal):
           cause,
         });
       }
-      return new BraidError('WORKER_LOST', `${peer} cannot be reached or has gone: ${error.details}`, { cause });
+      return new BraidError('WORKER_LOST', `${peer} cannot be reached or has gone: ${whyUnreachable(error.details)}`, {
+        cause,
+      });
     }
     case status.CANCELLED:
       return new BraidError('WORKER_LOST', `${peer} cannot be reached or has gone: ${error.details}`, { cause });
@@ -70,6 +72,11 @@ export function fromStatus(thrown: unknown, peer: string, signal?: AbortSignal):
     default:
       return asBraidError(thrown);
   }
+}
+
+/** Why there is no connection: the system's own words, where gRPC has wrapped them. */
+export function whyUnreachable(details: string): string {
+  return /Last error: (?:Error: )?(.*?)\.? Resolution note/.exec(details)?.[1] ?? details;
 }
 
 function carriedError(error: Partial<ServiceError>): BraidError | undefined {

@@ -66,7 +66,7 @@ test('the page has the progress, a line a worker, and what happened last', (t) =
     seen: '0.5 s ago',
   });
   t.is(other[head.indexOf('GPU')], '3072 MiB');
-  t.true(page.endsWith('  2026-01-01T00:00:00.000Z worker 0 joined from a\n'));
+  t.regex(page, /\n {2}(2025-12-31|2026-01-01) \d\d:\d\d:00 {2}worker 0 joined from a\n$/); // the day depends on where this is
 });
 
 test('where there is no room for all workers, those that want looking at stay', (t) => {
@@ -111,8 +111,8 @@ test('`braid status` asks a running coordinator, once or again and again', async
   t.is(code, 0, output);
   t.regex(output, /small-run {2}\[#{13}\.{7}\] step 4\/6 {2}epoch 2\/2 {2}generation 1/);
   t.deepEqual(cells(lineOf(output, '0 ')).slice(0, 7), ['0', '0', 'test', '7', 'fake', 'training', '4']);
-  t.regex(output, /^ {2}\S+Z worker 1 joined from test$/m);
-  t.regex(output, /^ {2}\S+Z epoch 1 evaluated$/m);
+  t.regex(output, /^ {2}[\d-]{10} [\d:]{8} {2}worker 1 joined from test$/m);
+  t.regex(output, /^ {2}[\d-]{10} [\d:]{8} {2}epoch 1 evaluated$/m);
   watching.child.kill('SIGINT');
   t.is((await watching.ended()).code, 0);
   ending.abort(new Error('over'));
