@@ -6,6 +6,8 @@ import { format } from './format.js';
 const HEIGHT = 190;
 /** Steps of an axis in bytes. */
 const POWERS = Array.from({ length: 50 }, (_, power) => 2 ** power);
+/** Steps of an axis of whole numbers. */
+const WHOLE = Array.from({ length: 16 }, (_, power) => [1, 2, 5].map((digit) => digit * 10 ** power)).flat();
 const COLOURS = {
   light: ['#3b6fd8', '#d9822b', '#2a8a4a', '#c8323c', '#7b52c7', '#0f8b8d', '#b0457e', '#7a6a3a', '#4c5b6b', '#8fb339'],
   dark: ['#7aa2f7', '#f0a45d', '#62c073', '#f2777a', '#b294f0', '#4fc3c5', '#e38bc0', '#cbb26a', '#9aa7b8', '#c3d66b'],
@@ -32,15 +34,17 @@ export class Chart {
   show(panel) {
     this.panel = panel;
     const isDark = dark();
-    const made = JSON.stringify([isDark, panel.lines.map(({ name }) => name)]);
-    if (made !== this.made) this.make(isDark);
+    const whole =
+      panel.unit === 'count' && panel.lines.every(({ values }) => values.every((n) => Number.isInteger(n ?? 0)));
+    const made = JSON.stringify([isDark, whole, panel.lines.map(({ name }) => name)]);
+    if (made !== this.made) this.make(isDark, whole);
     this.made = made;
     this.chart?.setData(this.data());
     this.tell();
   }
 
-  /** @param {boolean} isDark */
-  make(isDark) {
+  /** @param {boolean} isDark   @param {boolean} whole whether all values are whole numbers */
+  make(isDark, whole) {
     this.chart?.destroy();
     const colours = COLOURS[isDark ? 'dark' : 'light'];
     const style = getComputedStyle(document.documentElement);
@@ -83,6 +87,7 @@ export class Chart {
             ...axis,
             size: 64,
             ...(unit.startsWith('bytes') && { incrs: POWERS }),
+            ...(whole && { incrs: WHOLE }),
             values: (_, values) => values.map((number) => format(number, unit)),
           },
         ],
