@@ -24,7 +24,7 @@ class IdleWorker extends FakeWorker {
 
   override async compute() {
     await work.promise;
-    return { losses: [1, 1], deviceSeconds: 0, inputSeconds: 0 };
+    return { losses: [1, 1] };
   }
 }
 

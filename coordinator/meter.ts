@@ -34,7 +34,7 @@ export class Meter {
     return taken;
   }
 
-  /** What a worker's device did and waited for in one step. */
+  /** What a worker's device did and waited for since it was last told of. */
   computed(deviceSeconds: number, inputSeconds: number): void {
     this.metrics.deviceSeconds.inc(deviceSeconds);
     this.metrics.inputSeconds.inc(inputSeconds);

@@ -9,7 +9,8 @@ export async function reduceGradients(
   signal: AbortSignal,
 ): Promise<{ answers: ReduceResponse[]; culprits: number[] }> {
   const answers = await crew.each('reduce', step, signal, ({ worker }, call) => worker.reduce(crew.stamp(step), call));
-  for (const { sentBytes, receivedBytes } of answers) {
+  for (const { sentBytes, receivedBytes, deviceSeconds, inputSeconds } of answers) {
+    crew.meter.computed(deviceSeconds, inputSeconds);
     crew.meter.moved('gradients', 'sent', sentBytes);
     crew.meter.moved('gradients', 'received', receivedBytes);
   }

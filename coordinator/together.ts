@@ -65,7 +65,6 @@ class Together implements Group {
     const names = this.program.rounds[round]!.losses;
     const losses: Losses = {};
     answers.forEach((answer, rank) => {
-      this.crew.meter.computed(answer.deviceSeconds, answer.inputSeconds);
       if (answer.losses.length !== names.length) {
         throw new BraidError('PROTOCOL', `worker ${rank} answered ${answer.losses.length} losses, not ${names.length}`);
       }

@@ -214,8 +214,6 @@ export interface ComputeRequest {
 
 export interface ComputeResponse {
   losses: number[];
-  deviceSeconds: number;
-  inputSeconds: number;
 }
 
 export interface ForwardRequest {
@@ -234,6 +232,8 @@ export interface ReduceResponse {
   sentBytes: number;
   receivedBytes: number;
   culprit: boolean;
+  deviceSeconds: number;
+  inputSeconds: number;
 }
 
 export interface InspectResponse {

@@ -246,7 +246,7 @@ export class FakeWorker implements WorkerService {
     const mean = sampleIds.reduce((sum, id) => sum + id, 0) / sampleIds.length;
     this.gradient = new Float32Array(this.state.length / 2).map((_, i) => (shardWeight * mean * (i + 1)) / 64);
     const total = wrong === 'not a number' ? Number.NaN : mean;
-    return { losses: [mean, total], deviceSeconds: 0.5, inputSeconds: 0.25 };
+    return { losses: [mean, total] };
   }
 
   /** Outputs: each sample's pixel, and 1. */
@@ -289,7 +289,8 @@ export class FakeWorker implements WorkerService {
     );
     this.reduced = Float32Array.from(sums.flatMap((sum) => [...sum]));
     const segmentNorms = sums.map((sum) => (wrong === 'not a number' ? Number.NaN : Math.hypot(...sum)));
-    return { segmentNorms, sentBytes: 8, receivedBytes: 8, culprit: wrong === 'not a number' };
+    const spent = { deviceSeconds: 0.5, inputSeconds: 0.25 };
+    return { segmentNorms, sentBytes: 8, receivedBytes: 8, culprit: wrong === 'not a number', ...spent };
   }
 
   async commit({ learningRate, skip, lossScale, goodUpdates, ...request }: Parameters<WorkerService['commit']>[0]) {

@@ -645,6 +645,8 @@ test('/metrics tells Prometheus of the run while it runs, /healthz that it lives
     'braid_steps 6',
     'braid_accuracy_ratio{classifier="fused",top="1"} 0.5454545454545454',
     'braid_generation 1',
+    'braid_device_seconds_total 3', // half a second for each of two workers and three steps
+    'braid_input_wait_seconds_total 1.5',
   ]) {
     t.true(metrics!.includes(line), line);
   }

@@ -46,6 +46,7 @@ export class PostSamples {
   private test: ShardReader | null = null;
   /** The evaluation batch that `test` has next. */
   private batch = 0;
+  private waitedSeconds = 0;
 
   constructor({ request, recipe, own, pullShards, metrics, now }: PostSamplesOptions) {
     this.request = request;
@@ -81,10 +82,19 @@ export class PostSamples {
   async take(step: number): Promise<ReadyShard> {
     const start = this.now();
     const shard = await within('input', () => this.train!.take(step));
-    this.metrics.inputSeconds.inc(this.now() - start);
+    const seconds = this.now() - start;
+    this.metrics.inputSeconds.inc(seconds);
+    this.waitedSeconds += seconds;
     if (this.request.shardSizes.includes(shard.labels.length)) return shard;
     const sizes = this.request.shardSizes.join(' or ');
     throw new BraidError('PROTOCOL', `the shard of step ${step} has ${shard.labels.length} samples, not ${sizes}`);
+  }
+
+  /** @returns seconds since the last call in which training waited for its shards */
+  waited(): number {
+    const seconds = this.waitedSeconds;
+    this.waitedSeconds = 0;
+    return seconds;
   }
 
   /** Its memory may be filled anew. */

@@ -62,6 +62,9 @@ interface Legacy {
   position: Position | null;
 }
 
+/** Kinds of phases that are a training step's. */
+const OF_A_STEP = new Set(['compute', 'trunkBackward', 'forward', 'backward', 'apply']);
+
 export class Post {
   readonly request: PrepareRequest;
   private readonly options: PostOptions;
@@ -85,6 +88,8 @@ export class Post {
   /** Micro-batches of the round under way that have been forward, and backward. */
   private forwarded = 0;
   private backwarded = 0;
+  /** Seconds since the last reduce that the device has worked in training steps. */
+  private deviceSeconds = 0;
 
   private constructor(
     options: PostOptions,
@@ -100,7 +105,9 @@ export class Post {
     this.deviceOptions = deviceOptions;
     const { metrics } = options;
     device.onRun = ({ phase, seconds, tensors }) => {
-      metrics.deviceSeconds.inc({ phase: kindOf(phase) }, seconds);
+      const kind = kindOf(phase);
+      metrics.deviceSeconds.inc({ phase: kind }, seconds);
+      if (OF_A_STEP.has(kind)) this.deviceSeconds += seconds;
       metrics.tensors.set(tensors);
     };
     if (position !== null) this.goOnFrom(position);
@@ -160,9 +167,7 @@ export class Post {
   async compute({ step, distillWeight, shardWeight, round, lossScale }: ComputeRequest): Promise<ComputeResponse> {
     this.require(step, ['begun', 'computed', 'reduced'], 'compute');
     this.begin(round);
-    const start = this.options.now();
     const shard = await this.samples.take(step);
-    const ready = this.options.now();
     const losses = this.program.rounds[round]!.losses.map(() => 0);
     await this.options.exchange.idle();
     await this.clear();
@@ -184,8 +189,7 @@ export class Post {
     }
     await this.takeSum();
     this.progress = 'computed';
-    const inputSeconds = ready - start;
-    return { losses, deviceSeconds: this.options.now() - ready, inputSeconds };
+    return { losses };
   }
 
   /** `split`: the branch's flat f32 outputs on a micro-batch of this step's shard, or on an evaluation batch. */
@@ -247,7 +251,9 @@ export class Post {
     this.progress = 'reduced';
     this.moved('gradients', 'sent', reduced.sentBytes);
     this.moved('gradients', 'received', reduced.receivedBytes);
-    return reduced;
+    const { deviceSeconds } = this;
+    this.deviceSeconds = 0;
+    return { ...reduced, deviceSeconds, inputSeconds: this.samples.waited() };
   }
 
   /** Samples of the step's shard that others stand in for. */
