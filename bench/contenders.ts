@@ -30,10 +30,15 @@ export function braidStep(work: Work): Promise<Stepper> {
   );
 }
 
-/** PyTorch in one process, fed from memory. */
-export function torchStep(python: string, mode: 'eager' | 'compiled', work: Work): Promise<Stepper> {
+/** glibc returns large blocks to the system and takes them anew, page by page: where pages are slow to get, that is most of a step. */
+const KEEP_MEMORY = { MALLOC_MMAP_MAX_: '0', MALLOC_TRIM_THRESHOLD_: '100000000000', MALLOC_TOP_PAD_: '200000000' };
+
+/** PyTorch in one process, fed from memory; eager as it is installed, or with glibc told to keep memory. */
+export function torchStep(python: string, mode: 'eager' | 'compiled' | 'keeping', work: Work): Promise<Stepper> {
   const script = join(import.meta.dirname, 'peers/step.py');
-  return Stepper.start(`PyTorch, ${mode}`, python, [script, '--mode', mode, ...flags(work)], peerEnvironment());
+  const args = [script, '--mode', mode === 'keeping' ? 'eager' : mode, ...flags(work)];
+  const environment = { ...peerEnvironment(), ...(mode === 'keeping' && KEEP_MEMORY) };
+  return Stepper.start(`PyTorch, ${mode}`, python, args, environment);
 }
 
 /** PyTorch DistributedDataParallel: two processes of one thread, fed from CIFAR's files. */

@@ -32,6 +32,7 @@ export async function benchStep({ python, bench, work, rounds, steps, say }: Ste
     () => braidStep(work),
     () => torchStep(python, 'eager', work),
     () => torchStep(python, 'compiled', work),
+    () => torchStep(python, 'keeping', work),
   ];
   const [time, memory] = await withSteppers(starts, async (...contenders): Promise<[Comparison, Comparison]> => {
     const answers = contenders.map((): Answer[] => []);
@@ -39,14 +40,14 @@ export async function benchStep({ python, bench, work, rounds, steps, say }: Ste
       for (const [i, contender] of contenders.entries()) answers[i]!.push(await contender.run(steps));
       say(`${bench} ${precision}: round ${round + 1} of ${rounds}: ${times(answers.map((all) => [all.at(-1)!]))}`);
     }
-    const [braid, eager, compiled] = answers.map((all) => median(all.flatMap(({ seconds }) => seconds)));
+    const [braid, eager, compiled, keeping] = answers.map((all) => median(all.flatMap(({ seconds }) => seconds)));
     const [better, worse] = eager! <= compiled! ? ['eager', 'compiled'] : ['compiled', 'eager'];
     const [own, theirs] = [0, better === 'eager' ? 1 : 2].map((i) => answers[i]!.at(-1)!.peakBytes! / 2 ** 20);
     const peer = `peer: PyTorch ${better}`;
     return [
       {
         ...{ bench, case: precision, unit: 's', braid: braid!, peer: Math.min(eager!, compiled!), bar: TIME },
-        note: `${peer}; ${worse} takes ${Math.max(eager!, compiled!).toFixed(3)} s`,
+        note: `${peer}; ${worse} takes ${Math.max(eager!, compiled!).toFixed(3)} s; eager with glibc keeping memory ${keeping!.toFixed(3)} s, ratio ${(braid! / keeping!).toFixed(2)}`,
         phases: medianPhases(answers[0]!.map(({ phases = {} }) => phases)),
       },
       {
@@ -64,6 +65,8 @@ export async function benchStep({ python, bench, work, rounds, steps, say }: Ste
 }
 
 function times(answers: Answer[][]): string {
-  const [braid, eager, compiled] = answers.map((all) => median(all.flatMap(({ seconds }) => seconds)).toFixed(3));
-  return `braid ${braid} s, PyTorch eager ${eager} s, compiled ${compiled} s`;
+  const [braid, eager, compiled, keeping] = answers.map((all) =>
+    median(all.flatMap(({ seconds }) => seconds)).toFixed(3),
+  );
+  return `braid ${braid} s, PyTorch eager ${eager} s, compiled ${compiled} s, eager keeping memory ${keeping} s`;
 }
