@@ -1,14 +1,15 @@
 /** What deploy/ says agrees with itself and with the code. `npm run check:deploy` shows it to real components. */
 import { existsSync, readdirSync, readFileSync, statSync } from 'node:fs';
-import { dirname, join, relative } from 'node:path';
+import { basename, dirname, join, relative } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import test from 'ava';
-import { parseAllDocuments } from 'yaml';
+import { parse, parseAllDocuments } from 'yaml';
 import { loadRecipe, workersOf } from '../core/recipe.ts';
 import { rulesPage } from '../deploy/kubernetes/components/monitoring/rules.ts';
 
 const ROOT = fileURLToPath(new URL('..', import.meta.url));
 const KUBERNETES = join(ROOT, 'deploy/kubernetes');
+const COMPOSE = join(ROOT, 'deploy/compose');
 
 const files = readdirSync(KUBERNETES, { recursive: true, encoding: 'utf8' }).filter((file) => file.endsWith('.yaml'));
 // biome-ignore lint/suspicious/noExplicitAny: manifests of many kinds
@@ -20,6 +21,7 @@ const read = (file: string): any[] =>
 const kustomizations = files.filter((file) => file.endsWith('kustomization.yaml'));
 const [, coordinator] = read('base/coordinator.yaml');
 const [, worker] = read('base/worker.yaml');
+const compose = parse(readFileSync(join(COMPOSE, 'compose.yaml'), 'utf8'), { merge: true });
 const pods = { coordinator: coordinator.spec.template.spec, worker: worker.spec.template.spec };
 
 test('every kustomization names files that exist, and no file is left out', (t) => {
@@ -70,24 +72,42 @@ for (const [name, pod] of Object.entries(pods)) {
       );
     }
   });
+}
 
-  test(`the ${name}'s command is one that braid knows`, async (t) => {
+for (const [name, commands] of Object.entries({
+  coordinator: [pods.coordinator.containers[0].args, compose.services.coordinator.command],
+  worker: [pods.worker.containers[0].args, compose.services.worker.entrypoint.at(-1).split(' ').slice(2)],
+})) {
+  test(`the ${name}'s commands are ones that braid knows`, (t) => {
     const usage = readFileSync(join(ROOT, `cli/${name}.ts`), 'utf8');
-    const [command, ...args] = container.args as string[];
-    t.is(command, name);
-    for (const flag of args.filter((arg) => arg.startsWith('--') && !arg.startsWith('--set='))) {
-      const option = flag.slice(2).split('=')[0]!;
-      t.regex(usage, new RegExp(`--${option}\\b`), flag);
+    for (const [command, ...args] of commands as string[][]) {
+      t.is(command, name);
+      for (const flag of args.filter((arg) => arg.startsWith('--') && !arg.startsWith('--set='))) {
+        const option = flag.slice(2).split('=')[0]!;
+        t.regex(usage, new RegExp(`--${option}\\b`), flag);
+      }
     }
   });
 }
 
 test('the image is pinned to the version of package.json', (t) => {
   const { version } = JSON.parse(readFileSync(join(ROOT, 'package.json'), 'utf8'));
+  const pinned = new RegExp(`^(braid:)?${version.replaceAll('.', '\\.')}-(cpu|gpu)$`);
   for (const file of kustomizations) {
-    for (const { newTag } of read(file)[0].images ?? [])
-      t.regex(newTag, new RegExp(`^${version.replaceAll('.', '\\.')}-(cpu|gpu)$`), file);
+    for (const { newTag } of read(file)[0].images ?? []) t.regex(newTag, pinned, file);
   }
+  for (const name of ['coordinator', 'worker']) t.regex(compose.services[name].image, pinned);
+});
+
+test('what compose mounts is there, and it asks for as many workers as its recipe', (t) => {
+  for (const { volumes = [] } of Object.values<{ volumes?: string[] }>(compose.services)) {
+    const mounted = volumes.map((volume) => volume.split(':')[0]!).filter((source) => source.startsWith('.'));
+    for (const source of mounted) t.true(existsSync(join(COMPOSE, source)), source);
+  }
+  const [, recipe] = compose.services.coordinator.command as string[];
+  t.is(compose.services.worker.deploy.replicas, workersOf(loadRecipe(recipe!.replace('/opt/braid', ROOT))));
+  const { rule_files } = parse(readFileSync(join(COMPOSE, 'prometheus.yml'), 'utf8'));
+  for (const file of rule_files) t.true(existsSync(join(ROOT, 'deploy/prometheus', basename(file))), file);
 });
 
 test('exit codes mean the same to Kubernetes as to braid: 75 again, 1 never', (t) => {
