@@ -107,6 +107,8 @@ test('what compose mounts is there, and it asks for as many workers as its recip
   const [, recipe] = compose.services.coordinator.command as string[];
   t.is(compose.services.worker.deploy.replicas, workersOf(loadRecipe(recipe!.replace('/opt/braid', ROOT))));
   const { rule_files } = parse(readFileSync(join(COMPOSE, 'prometheus.yml'), 'utf8'));
+  const { providers } = parse(readFileSync(join(COMPOSE, 'grafana-dashboards.yml'), 'utf8'));
+  t.true(compose.services.grafana.volumes.includes(`../grafana:${providers[0].options.path}:ro`));
   for (const file of rule_files) t.true(existsSync(join(ROOT, 'deploy/prometheus', basename(file))), file);
 });
 
