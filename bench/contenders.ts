@@ -30,7 +30,7 @@ export function braidStep(work: Work): Promise<Stepper> {
   );
 }
 
-/** glibc returns large blocks to the system and takes them anew, page by page: where pages are slow to get, that is most of a step. */
+/** glibc returns large blocks to the system and takes them anew, page by page: where pages are slow to get, that is much of a step. */
 const KEEP_MEMORY = { MALLOC_MMAP_MAX_: '0', MALLOC_TRIM_THRESHOLD_: '100000000000', MALLOC_TOP_PAD_: '200000000' };
 
 /** PyTorch in one process, fed from memory; eager as it is installed, or with glibc told to keep memory. */

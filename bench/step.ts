@@ -27,35 +27,33 @@ export interface StepBench extends Rounds {
 /** @returns the time of a step, and the most memory that each process ever had */
 export async function benchStep({ python, bench, work, rounds, steps, say }: StepBench): Promise<Comparison[]> {
   const { precision } = work;
-  say(`${bench} ${precision}: warming up`);
   const starts = [
     () => braidStep(work),
     () => torchStep(python, 'eager', work),
     () => torchStep(python, 'compiled', work),
     () => torchStep(python, 'keeping', work),
   ];
-  const [time, memory] = await withSteppers(starts, async (...contenders): Promise<[Comparison, Comparison]> => {
-    const answers = contenders.map((): Answer[] => []);
-    for (let round = 0; round < rounds; round++) {
-      for (const [i, contender] of contenders.entries()) answers[i]!.push(await contender.run(steps));
-      say(`${bench} ${precision}: round ${round + 1} of ${rounds}: ${times(answers.map((all) => [all.at(-1)!]))}`);
+  const answers = starts.map((): Answer[] => []);
+  for (let round = 0; round < rounds; round++) {
+    // Each anew: some machines take the memory of whoever waits, and give it back slowly.
+    for (const [i, start] of starts.entries()) {
+      answers[i]!.push(await withSteppers([start], (one) => one!.run(steps)));
     }
-    const [braid, eager, compiled, keeping] = answers.map((all) => median(all.flatMap(({ seconds }) => seconds)));
-    const [better, worse] = eager! <= compiled! ? ['eager', 'compiled'] : ['compiled', 'eager'];
-    const [own, theirs] = [0, better === 'eager' ? 1 : 2].map((i) => answers[i]!.at(-1)!.peakBytes! / 2 ** 20);
-    const peer = `peer: PyTorch ${better}`;
-    return [
-      {
-        ...{ bench, case: precision, unit: 's', braid: braid!, peer: Math.min(eager!, compiled!), bar: TIME },
-        note: `${peer}; ${worse} takes ${Math.max(eager!, compiled!).toFixed(3)} s; eager with glibc keeping memory ${keeping!.toFixed(3)} s, ratio ${(braid! / keeping!).toFixed(2)}`,
-        phases: medianPhases(answers[0]!.map(({ phases = {} }) => phases)),
-      },
-      {
-        ...{ bench, case: `${precision}, memory`, unit: 'MiB', braid: own!, peer: theirs!, bar: MEMORY },
-        ...{ note: `${peer}; the most that was resident`, phases: {} },
-      },
-    ];
-  });
+    say(`${bench} ${precision}: round ${round + 1} of ${rounds}: ${times(answers.map((all) => [all.at(-1)!]))}`);
+  }
+  const [braid, eager, compiled, keeping] = answers.map((all) => median(all.flatMap(({ seconds }) => seconds)));
+  const [better, worse] = eager! <= compiled! ? ['eager', 'compiled'] : ['compiled', 'eager'];
+  const [own, theirs] = [0, better === 'eager' ? 1 : 2].map((i) => answers[i]!.at(-1)!.peakBytes! / 2 ** 20);
+  const peer = `peer: PyTorch ${better}`;
+  const time: Comparison = {
+    ...{ bench, case: precision, unit: 's', braid: braid!, peer: Math.min(eager!, compiled!), bar: TIME },
+    note: `${peer}; ${worse} takes ${Math.max(eager!, compiled!).toFixed(3)} s; eager with glibc keeping memory ${keeping!.toFixed(3)} s, ratio ${(braid! / keeping!).toFixed(2)}`,
+    phases: medianPhases(answers[0]!.map(({ phases = {} }) => phases)),
+  };
+  const memory: Comparison = {
+    ...{ bench, case: `${precision}, memory`, unit: 'MiB', braid: own!, peer: theirs!, bar: MEMORY },
+    ...{ note: `${peer}; the most that was resident`, phases: {} },
+  };
   if (meetsBar(time)) return [time, memory];
   say(`${bench} ${precision}: where the time goes`);
   const { milliseconds, floor } = await anatomyOf(work);
