@@ -19,6 +19,7 @@ from ffl import FFL, ffl_losses, optimiser_of
 from imagenet import ImageNetFFL
 
 BATCHES = 4  # different ones, used in turn: more than any cache holds
+BATCH = {"cifar": 128, "imagenet": 32}
 WARM_UP_STEPS = 3
 RAMP_UP_WEIGHT = 0.286505  # w(40)
 
@@ -61,10 +62,12 @@ def parse_options():
     parser.add_argument("--precision", choices=["f32", "bf16"], default="f32")
     parser.add_argument("--mode", choices=["eager", "compiled"], default="eager")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--batch", type=int, help="default: what Braid's recipe of the network has")
     parser.add_argument("--branches", type=int, default=2)
     parser.add_argument("--unshared", action="store_true")
-    return parser.parse_args()
+    options = parser.parse_args()
+    options.batch = options.batch or BATCH[options.network]
+    return options
 
 
 def main():
