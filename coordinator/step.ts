@@ -3,6 +3,9 @@
  *
  * In `together` every worker computes a replica: forward is its Compute, backward has happened by then. In `split` the
  * branches' outputs are gathered, the coordinator's threads run the method, and backward sends the cotangents out (split.ts).
+ *
+ * An update that is not finite is left out where the recipe says so; in f16 also one whose gradients overflow, which lowers
+ * the scale of the next one's losses (core/loss-scale.ts).
  */
 import { asBraidError, BraidError } from '../core/errors.ts';
 import { nextLossScale } from '../core/loss-scale.ts';

@@ -76,7 +76,7 @@ export const recipeSchema = z.strictObject({
       wire: z.enum(['f32', 'bf16']).default('f32'),
       /**
        * In `together`: gradients of what is above the trunks are summed while the trunks' backward still runs. It takes memory
-       * for the trunks' activations once more, and pays where the network between workers is slow.
+       * for the trunks' activations once more; docs/recipes.md says what it brought where.
        */
       overlap: z.boolean().default(false),
       /** In `split`, feature maps and their cotangents while it trains. `bf16`: half the bytes, each rounded to the nearest once. */
