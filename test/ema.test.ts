@@ -7,7 +7,7 @@ import { Session } from '../nn/graph/session.ts';
 import { buildProgram, type Program } from '../nn/program.ts';
 import { readScores } from '../nn/scores.ts';
 import { fromTensors, initialWeights, type TensorMap, toTensors } from '../nn/variables.ts';
-import { patterns, readTensors, temporaryFolder, trainProcess, writeRecipe } from './training.ts';
+import { patterns, readTensors, TWO_BRANCHES, temporaryFolder, trainProcess, writeRecipe } from './training.ts';
 
 const DECAY = 0.8;
 const image = { height: 12, width: 12, channels: 3 };
@@ -15,10 +15,7 @@ const n = 6;
 
 function open(training: object): { program: Program; session: Session } {
   const recipe = checkRecipe({
-    name: 'test',
-    data: { format: 'cifar10', path: 'unused', mean: [120], std: [60] },
-    branches: [{ network: 'resnet', depth: 8, width: 4, count: 2 }],
-    method: { name: 'ffl' },
+    ...TWO_BRANCHES,
     training: { batch: n, ...training },
     evaluation: { batch: n },
   });

@@ -4,6 +4,7 @@ import { checkRecipe } from '../core/recipe.ts';
 import { Session } from '../nn/graph/session.ts';
 import { buildProgram, type Role } from '../nn/program.ts';
 import { fromTensors, initialWeights } from '../nn/variables.ts';
+import { TWO_BRANCHES } from './training.ts';
 
 const image = { height: 12, width: 12, channels: 3 };
 const n = 4;
@@ -11,10 +12,7 @@ const classes = 5;
 
 function open(featureWire: string, role: Role) {
   const recipe = checkRecipe({
-    name: 'test',
-    data: { format: 'cifar10', path: 'unused', mean: [120], std: [60] },
-    branches: [{ network: 'resnet', depth: 8, width: 4, count: 2 }],
-    method: { name: 'ffl' },
+    ...TWO_BRANCHES,
     training: { batch: n },
     evaluation: { batch: n },
     cluster: { placement: 'split', featureWire },

@@ -10,7 +10,15 @@ import { fromTensors, initialWeights, type TensorMap } from '../nn/variables.ts'
 import { journalSteps } from '../rig/journal.ts';
 import { smallRecipe, startCluster } from './fake-cluster.ts';
 import { play } from './faults/world.ts';
-import { type Folder, patterns, readTensors, temporaryFolder, trainProcess, writeRecipe } from './training.ts';
+import {
+  type Folder,
+  patterns,
+  readTensors,
+  TWO_BRANCHES,
+  temporaryFolder,
+  trainProcess,
+  writeRecipe,
+} from './training.ts';
 
 const training = (changes: object) => smallRecipe({ training: { precision: 'f16', ...changes } }).training;
 
@@ -59,10 +67,7 @@ const labels = Int32Array.from({ length: 8 }, (_, i) => i % 5);
 
 function recipeOf(precision: 'f32' | 'f16', cluster: object = {}): Recipe {
   return checkRecipe({
-    name: 'test',
-    data: { format: 'cifar10', path: 'unused', mean: [120], std: [60] },
-    branches: [{ network: 'resnet', depth: 8, width: 4, count: 2 }],
-    method: { name: 'ffl' },
+    ...TWO_BRANCHES,
     training: { batch: 8, precision },
     evaluation: { batch: 8 },
     cluster,

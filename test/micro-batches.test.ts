@@ -7,17 +7,22 @@ import { Session } from '../nn/graph/session.ts';
 import { memoryOf } from '../nn/memory.ts';
 import { buildProgram, type Role } from '../nn/program.ts';
 import { fromTensors, initialWeights, type TensorMap } from '../nn/variables.ts';
-import { type Folder, patterns, readTensors, temporaryFolder, trainProcess, writeRecipe } from './training.ts';
+import {
+  type Folder,
+  patterns,
+  readTensors,
+  TWO_BRANCHES,
+  temporaryFolder,
+  trainProcess,
+  writeRecipe,
+} from './training.ts';
 
 const image = { height: 12, width: 12, channels: 3 };
 const pixels = 12 * 12 * 3;
 
 function recipeOf(microBatches: number): Recipe {
   return checkRecipe({
-    name: 'test',
-    data: { format: 'cifar10', path: 'unused', mean: [120], std: [60] },
-    branches: [{ network: 'resnet', depth: 8, width: 4, count: 2 }],
-    method: { name: 'ffl' },
+    ...TWO_BRANCHES,
     training: { batch: 8, microBatches },
     evaluation: { batch: 4 },
   });

@@ -8,7 +8,7 @@ import { buildProgram } from '../nn/program.ts';
 import { fromTensors, initialWeights } from '../nn/variables.ts';
 import type { Segment } from '../worker/exchange/exchange.ts';
 import { expectedSum, gradientOf, never, sameBits, world } from './exchange-world.ts';
-import { patterns, readTensors, temporaryFolder, trainProcess, writeRecipe } from './training.ts';
+import { patterns, readTensors, TWO_BRANCHES, temporaryFolder, trainProcess, writeRecipe } from './training.ts';
 
 const image = { height: 16, width: 16, channels: 3 };
 const n = 6;
@@ -23,10 +23,7 @@ const fed = {
 /** Gradients by variable, and the losses. */
 function computed(overlap: boolean, changes: object, training: object) {
   const recipe = checkRecipe({
-    name: 'test',
-    data: { format: 'cifar10', path: 'unused', mean: [120], std: [60] },
-    branches: [{ network: 'resnet', depth: 8, width: 4, count: 2 }],
-    method: { name: 'ffl' },
+    ...TWO_BRANCHES,
     training: { batch: n, ...training },
     evaluation: { batch: n },
     cluster: { overlap },
@@ -156,10 +153,7 @@ test.serial('a run of two workers has the weights that it has without, bit for b
 
 test('it is refused where it cannot be', (t) => {
   const recipe = (changes: object, training = {}) => ({
-    name: 'test',
-    data: { format: 'cifar10', path: 'unused', mean: [120], std: [60] },
-    branches: [{ network: 'resnet', depth: 8, width: 4, count: 2 }],
-    method: { name: 'ffl' },
+    ...TWO_BRANCHES,
     training,
     cluster: { overlap: true, ...changes },
   });

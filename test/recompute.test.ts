@@ -5,6 +5,7 @@ import { type Feed, Session } from '../nn/graph/session.ts';
 import { memoryOf } from '../nn/memory.ts';
 import { buildProgram, type Role } from '../nn/program.ts';
 import { fromTensors, initialWeights } from '../nn/variables.ts';
+import { TWO_BRANCHES } from './training.ts';
 
 const image = { height: 16, width: 16, channels: 3 };
 const n = 6;
@@ -12,10 +13,7 @@ const classes = 5;
 
 function recipeOf(recompute: boolean | string[], change: object = {}, training: object = {}): Recipe {
   return checkRecipe({
-    name: 'test',
-    data: { format: 'cifar10', path: 'unused', mean: [120], std: [60] },
-    branches: [{ network: 'resnet', depth: 8, width: 4, count: 2 }],
-    method: { name: 'ffl' },
+    ...TWO_BRANCHES,
     training: { batch: n, recompute, ...training },
     evaluation: { batch: 4 },
     ...change,

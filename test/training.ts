@@ -9,6 +9,14 @@ export { type Training, TrainProcess, trainProcess } from '../rig/braid-process.
 export { type Folder, temporaryFolder } from '../rig/folder.ts';
 export { patterns, writePatterns } from '../rig/patterns.ts';
 
+/** Of a recipe whose graphs are built and whose data are never opened: FFL on two small branches. */
+export const TWO_BRANCHES = {
+  name: 'test',
+  data: { format: 'cifar10', path: 'unused', mean: [120], std: [60] },
+  branches: [{ network: 'resnet', depth: 8, width: 4, count: 2 }],
+  method: { name: 'ffl' },
+};
+
 export function writeRecipe(folder: Folder, recipe: object): string {
   return folder.write('recipe.yaml', stringify(recipe));
 }
