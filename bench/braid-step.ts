@@ -9,11 +9,12 @@
 import { join } from 'node:path';
 import { createInterface } from 'node:readline';
 import { parseArgs } from 'node:util';
+import { discardPages } from '../core/libc.ts';
 import { Random } from '../core/random.ts';
 import { loadRecipe } from '../core/recipe.ts';
+import { alignedSharedBuffer } from '../core/shared-buffer.ts';
 import { Device } from '../nn/device.ts';
 import { fromTensors, initialWeights } from '../nn/variables.ts';
-import { alignedSharedBuffer } from '../worker/input/shared-buffer.ts';
 import type { Answer } from './stepper.ts';
 
 /** What is trained, by name; its batch is the recipe's. */
@@ -55,9 +56,9 @@ const device = await Device.open({
   shardSizes: [batch],
   threads: Number(values.threads),
 });
-const { variables, rounds } = device.program;
+const { variables, stateLength, rounds } = device.program;
 const { gradientLength, losses } = rounds[0]!;
-await device.run('write', { state: fromTensors(variables, initialWeights(variables, recipe.seed)) });
+await writeFirstState();
 
 const random = new Random(1);
 const imageBytes = batch * image.height * image.width * image.channels;
@@ -83,6 +84,15 @@ for await (const line of createInterface(process.stdin)) {
   process.stdout.write(`${JSON.stringify(answer)}\n`);
 }
 await device.close();
+
+/** As a worker takes it: in memory that is given back. Whoever made the weights, in a real run the coordinator, has them no more. */
+async function writeFirstState(): Promise<void> {
+  const state = new Float32Array(alignedSharedBuffer(4 * stateLength), 0, stateLength);
+  state.set(fromTensors(variables, initialWeights(variables, recipe.seed)));
+  await device.run('write', { state });
+  discardPages(new Uint8Array(state.buffer));
+  globalThis.gc?.();
+}
 
 /** Seconds of a step's two phases, and its total loss. */
 async function step(): Promise<{ compute: number; apply: number; loss: number }> {

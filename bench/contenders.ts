@@ -25,7 +25,7 @@ export function braidStep(work: Work): Promise<Stepper> {
   return Stepper.start(
     'braid-step',
     process.execPath,
-    [join(import.meta.dirname, 'braid-step.ts'), ...flags(work)],
+    ['--expose-gc', join(import.meta.dirname, 'braid-step.ts'), ...flags(work)],
     process.env,
   );
 }

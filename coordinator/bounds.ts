@@ -2,6 +2,7 @@
 import { z } from 'zod';
 import { BraidError } from '../core/errors.ts';
 import { MAX_LOSS_SCALE } from '../core/loss-scale.ts';
+import { alignedLength } from '../core/shared-buffer.ts';
 import type { VariableSpec } from '../nn/variables.ts';
 import { isAddress, isUnix } from '../proto/channel.ts';
 import type { JoinRequest, PrepareResponse } from '../proto/messages.ts';
@@ -105,7 +106,7 @@ export function soundVariables(response: PrepareResponse): VariableSpec[] {
   let end = 0;
   const next = (v: VariableSpec, offset: number) => {
     if (offset !== end) throw new BraidError('PROTOCOL', `its ${v.name} lies at ${offset} of its state, not at ${end}`);
-    end += v.size;
+    end += alignedLength(v.size);
   };
   for (const v of parsed.data.variables) {
     const size = v.shape.reduce((product, side) => product * side, 1);

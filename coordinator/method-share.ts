@@ -4,6 +4,7 @@
  * thread (method-thread.ts); the shares of one method meet in shared memory.
  */
 import { BraidError } from '../core/errors.ts';
+import { alignedSharedBuffer } from '../core/shared-buffer.ts';
 import type { Device, Program } from '../nn/device.ts';
 import { applyPhase, SLOTS, trainingPhase } from '../nn/phases.ts';
 import { type Connection, connect } from '../proto/calls.ts';
@@ -80,6 +81,8 @@ export class MethodShare implements Share {
   /** Between fuse and scatter; none for a branch that does not learn. */
   private readonly cotangents = new Map<number, Float32Array>();
 
+  private spare: Float32Array = new Float32Array(0);
+
   /** @param branches of a replica: its branch b has rank replica * branches + b */
   constructor(device: MethodDevice, branches: number, trust: Trust) {
     this.device = device;
@@ -121,10 +124,11 @@ export class MethodShare implements Share {
     for (const { replica, labels, shardWeight } of shards) {
       const feeds = { ...this.outputsOf(replica, microBatch), labels, distillWeight, shardWeight, lossScale };
       const gradient = this.generation!.gradients[replica]!.subarray(0, gradientLength);
-      const into = gradientLength > 0 && microBatch === 0 ? { gradient } : {};
+      const own = microBatch === 0 ? gradient : this.spareFor(gradient);
+      const into = gradientLength > 0 ? { gradient: own } : {};
       const fused = await this.device.run(trainingPhase('fuse', round, labels.length), feeds, into);
-      if (gradientLength > 0 && microBatch > 0) {
-        fused.gradient!.forEach((g, i) => {
+      if (own !== gradient) {
+        own.forEach((g, i) => {
           gradient[i]! += g;
         });
       }
@@ -136,6 +140,12 @@ export class MethodShare implements Share {
       }
     }
     return losses;
+  }
+
+  /** Memory for a micro-batch's gradient that is added to `gradient`. */
+  private spareFor({ length }: Float32Array): Float32Array {
+    if (this.spare.length < length) this.spare = new Float32Array(alignedSharedBuffer(4 * length));
+    return this.spare.subarray(0, length);
   }
 
   async scatter({ rank, elements, stamp }: Parameters<Share['scatter']>[0], call: Call): Promise<number> {

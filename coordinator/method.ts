@@ -4,6 +4,7 @@
  */
 import { availableParallelism } from 'node:os';
 import type { Recipe } from '../core/recipe.ts';
+import { alignedSharedBuffer } from '../core/shared-buffer.ts';
 import type { Program } from '../nn/device.ts';
 import { readScores, type Score } from '../nn/scores.ts';
 import { fromTensors, toTensors } from '../nn/variables.ts';
@@ -62,7 +63,7 @@ export class Method {
   /** Takes the workers of a generation on. */
   async begin({ members }: Crew, { branches, replicas }: Plan): Promise<void> {
     const length = Math.max(...this.program.rounds.map(({ gradientLength }) => gradientLength));
-    const vector = () => new Float32Array(new SharedArrayBuffer(4 * length));
+    const vector = () => new Float32Array(alignedSharedBuffer(4 * length), 0, length);
     const gradients = Array.from({ length: replicas }, vector);
     const sum = vector();
     const of = this.shares.length;

@@ -6,6 +6,8 @@
  * and all weights are averages, too.
  */
 import { BraidError } from '../core/errors.ts';
+import { alignedLength } from '../core/shared-buffer.ts';
+import { flatLength } from './flat.ts';
 import type { Capture, Variable } from './graph/capture.ts';
 import { layer } from './graph/capture.ts';
 import { batchNormInference, batchNormTraining, cast, conv2d, depthwiseConv2d, type Precision } from './graph/ops.ts';
@@ -51,22 +53,22 @@ export class VariableStore {
     if (this.averaged) this.averages.set(name, this.c.variable(`${name}/average`, shape));
     const trainable = kind !== 'running_mean' && kind !== 'running_var';
     const size = shape.reduce((a, b) => a * b, 1);
-    const offset = this.specs.reduce((sum, v) => sum + v.size, 0);
+    const offset = flatLength(this.specs.map((v) => v.size));
     const segment = this.segmentOf(name);
     this.specs.push({ name, shape, kind, trainable, segment, initialiser, offset, size, momentumOffset: -1 });
   }
 
   /** Gives momenta and averages their places, once all variables are declared. */
   close(): void {
-    let offset = this.specs.reduce((sum, v) => sum + v.size, 0);
+    let offset = flatLength(this.specs.map((v) => v.size));
     for (const spec of this.specs.filter((v) => v.trainable)) {
       spec.momentumOffset = offset;
-      offset += spec.size;
+      offset += alignedLength(spec.size);
     }
     if (!this.averaged) return;
     for (const spec of this.specs) {
       spec.averageOffset = offset;
-      offset += spec.size;
+      offset += alignedLength(spec.size);
     }
   }
 

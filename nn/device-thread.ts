@@ -9,9 +9,11 @@ import { buildProgram, type ProgramOptions } from './program.ts';
 const port = parentPort!;
 
 function send(message: ThreadMessage): void {
-  const moved =
-    message.kind === 'result' ? Object.values(message.results).map(({ buffer }) => buffer as ArrayBuffer) : [];
-  port.postMessage(message, moved);
+  const buffers = message.kind === 'result' ? Object.values(message.results).map(({ buffer }) => buffer) : [];
+  port.postMessage(
+    message,
+    buffers.filter((buffer) => buffer instanceof ArrayBuffer),
+  );
 }
 
 function sendFailure(thrown: unknown, id: number | null): void {

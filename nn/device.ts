@@ -46,6 +46,9 @@ interface Pending {
 /** Two inter-operation threads let a second session of the process run while the first waits; none is ever busy alone. */
 const INTER_OP_THREADS = 2;
 
+/** Of the thread's JavaScript, which captures once and then passes messages on: more would only be kept. */
+const YOUNG_GENERATION_MB = 6;
+
 /** What became of a run. */
 export interface RunReport {
   phase: Phase;
@@ -85,7 +88,10 @@ export class Device {
     process.env.TF_NUM_INTEROP_THREADS ??= String(INTER_OP_THREADS);
     process.env.TF_FORCE_GPU_ALLOW_GROWTH ??= 'true';
     process.env.TF_CPP_MIN_LOG_LEVEL ??= '2';
-    const thread = new Worker(new URL('./device-thread.ts', import.meta.url), { workerData: options });
+    const thread = new Worker(new URL('./device-thread.ts', import.meta.url), {
+      workerData: options,
+      resourceLimits: { maxYoungGenerationSizeMb: YOUNG_GENERATION_MB },
+    });
     try {
       const program = await new Promise<Program>((resolve, reject) => {
         thread.once('message', (message: ThreadMessage) =>
@@ -103,7 +109,7 @@ export class Device {
 
   /**
    * Runs one phase; runs of one Device are in the order of their calls.
-   * @param into where results go, by name, instead of fresh arrays: over SharedArrayBuffers
+   * @param into where results go, by name, instead of fresh arrays: over SharedArrayBuffers, the gradient at a multiple of 64 bytes
    */
   run(
     phase: Phase,

@@ -21,9 +21,11 @@
 import type { Recipe } from '../core/recipe.ts';
 import { distinctMicroSizes } from '../core/sampler.ts';
 import { roundNames } from '../core/schedule.ts';
+import { alignedLength } from '../core/shared-buffer.ts';
 import { Branches, type Builders } from './branches.ts';
 import { Builder, VariableStore } from './builder.ts';
 import { Feeds, type ImageSize, type Scale } from './feeds.ts';
+import { flatLength, flatParts } from './flat.ts';
 import { type Capture, capture, type Graph, type Variable } from './graph/capture.ts';
 import { type BranchOutputs, type Method, methodOf, type Owner, type TrainingInput } from './methods/method.ts';
 import { Outputs } from './outputs.ts';
@@ -71,8 +73,8 @@ export interface Round {
   gradientLength: number;
   /** Parts of the flat gradient that are summed over different workers, in order; together they are all of it. */
   segments: Segment[];
-  /** Names of the variables, in the order in which the flat gradient has them. */
-  gradientOrder: string[];
+  /** By variable: where in the flat gradient it begins. */
+  gradientOffsets: Record<string, number>;
   losses: string[];
 }
 
@@ -136,8 +138,8 @@ class ProgramBuilder {
       const segments = this.segments(name);
       this.rounds.push({
         segments,
-        gradientLength: segments.reduce((sum, { length }) => sum + length, 0),
-        gradientOrder: segments.flatMap((segment) => this.segmentVariables(segment.name, name).map((v) => v.name)),
+        gradientLength: lengthOf(segments),
+        gradientOffsets: this.gradientOffsets(segments, name),
         losses: [],
       });
       const { microBatches } = recipe.training;
@@ -168,7 +170,7 @@ class ProgramBuilder {
   private compute(round: number, name: string, n: number): void {
     const { c } = this;
     const [above, below] = [trainingPhase('compute', round, n), trainingPhase('trunkBackward', round, n)];
-    const { gradientOrder, segments } = this.rounds[round]!;
+    const { segments } = this.rounds[round]!;
     const overlapped = isOverlapped(segments);
     c.phase(above, () => {
       const images = this.feeds.imagesOf(n, this.branches.cuts.length);
@@ -184,15 +186,14 @@ class ProgramBuilder {
         return total;
       };
       const gradients = this.differentiate([...learning.values()], loss, scale.loss);
-      const flat = (names: string[]) =>
-        this.flatGradient(builders.learning, [...learning.keys()], gradients, scale, names);
-      if (!overlapped) return { ...this.given(round, flat(gradientOrder)), losses: losses! };
-      for (const [phase, segment] of [
-        [below, 'trunk'],
-        [above, 'upper'],
-      ] as const) {
-        c.continueIn(phase);
-        c.fetch('gradient', flat(this.segmentVariables(segment, name).map((v) => v.name)));
+      const named = this.namedGradients(builders.learning, [...learning.keys()], gradients);
+      if (!overlapped) this.give(round, name, segments, named, scale);
+      else {
+        const [upper, trunk] = segments;
+        c.continueIn(below);
+        this.give(round, name, [trunk!], named, scale);
+        c.continueIn(above);
+        this.give(round, name, [upper!], named, scale);
       }
       return { losses: losses! };
     });
@@ -208,15 +209,10 @@ class ProgramBuilder {
       sum.assign(tf.zeros([gradientLength]));
       return {};
     });
-    this.c.phase(gradientPhase(round), () => ({ gradient: sum.read() }));
-  }
-
-  /** What a phase fetches of a gradient: nothing where it is added to those of other micro-batches. */
-  private given(round: number, gradient: Tensor): Record<string, Tensor> {
-    const sum = this.sums.get(round);
-    if (sum === undefined) return { gradient };
-    sum.add(gradient);
-    return {};
+    this.c.phase(gradientPhase(round), () => {
+      this.c.write('gradient', gradientLength, [{ offset: 0, value: sum.read() }]);
+      return {};
+    });
   }
 
   private evaluate(): void {
@@ -274,9 +270,8 @@ class ProgramBuilder {
       forwards();
       gradients = [...learning.values()].map((value) => tf.mul(value, tf.scalar(0)));
     }
-    const { gradientOrder } = this.rounds[round]!;
-    const gradient = this.flatGradient(builders.learning, [...learning.keys()], gradients, scale, gradientOrder);
-    for (const [key, tensor] of Object.entries(this.given(round, gradient))) c.fetch(key, tensor);
+    const named = this.namedGradients(builders.learning, [...learning.keys()], gradients);
+    this.give(round, name, this.rounds[round]!.segments, named, scale);
   }
 
   private forwardTest(k: number): void {
@@ -295,7 +290,6 @@ class ProgramBuilder {
 
   private fuse(round: number, name: string, n: number): void {
     const { c, branches, outputs } = this;
-    const { gradientOrder } = this.rounds[round]!;
     c.phase(trainingPhase('fuse', round, n), () => {
       const flats = branches.cuts.map((_, k) =>
         outputs.unpack(c.feed(`outputs.${k}`, [outputs.wireLength(k, n)]), k, n),
@@ -317,9 +311,8 @@ class ProgramBuilder {
       taught.forEach((k, i) => {
         fetches[`cotangents.${k}`] = outputs.pack(gradients[i]!, k, n);
       });
-      const own = gradients.slice(taught.length);
-      if (own.length > 0)
-        fetches.gradient = this.flatGradient(builders.learning, [...learning.keys()], own, scale, gradientOrder);
+      const named = this.namedGradients(builders.learning, [...learning.keys()], gradients.slice(taught.length));
+      this.give(round, name, this.rounds[round]!.segments, named, scale);
       return fetches;
     });
   }
@@ -383,22 +376,31 @@ class ProgramBuilder {
     return tf.engine().gradients(y as never, xs, (dy ?? null) as never).grads;
   }
 
-  /** @param names of the gradients   @param order names of the variables that the result is of */
-  private flatGradient(b: Builder, names: string[], gradients: Tensor[], scale: Scale, order: string[]): Tensor {
+  private namedGradients(b: Builder, names: string[], gradients: Tensor[]): Map<string, Tensor> {
+    return new Map([...names.map((name, i) => [name, gradients[i]!] as const), ...b.statistics]);
+  }
+
+  /** The gradient of segments that follow one another, for whoever runs the phase; or for the sum over micro-batches. */
+  private give(round: number, name: string, segments: Segment[], gradients: Map<string, Tensor>, scale: Scale): void {
+    if (segments.length === 0) return;
     const { role } = this.options;
     const unscale = scale.loss === undefined ? null : tf.div(tf.scalar(1), scale.loss);
-    const byName = new Map([...names.map((name, i) => [name, gradients[i]!] as const), ...b.statistics]);
     // In `split` every branch's worker brings the same statistics of a shared trunk, and they are summed.
     const sharers = role.kind === 'branch' ? this.branches.cuts.length : 1;
-    const specs = new Map(this.store.specs.map((v) => [v.name, v]));
-    const parts = order.map((name) => {
-      const v = specs.get(name)!;
-      const flat = tf.reshape(byName.get(name)!, [v.size]);
+    const gradientOf = (v: VariableSpec) => {
+      const flat = tf.reshape(gradients.get(v.name)!, [v.size]);
       if (v.trainable) return unscale === null ? flat : tf.mul(flat, unscale);
       const shared = v.segment === 'trunk' && sharers > 1;
       return shared ? tf.mul(flat, tf.scalar(1 / sharers)) : flat;
-    });
-    return tf.mul(tf.concat(parts), scale.shard);
+    };
+    const variables = segments.flatMap((segment) => this.segmentVariables(segment.name, name));
+    const parts = flatParts(variables.map(gradientOf)).map(({ offset, value }) => ({
+      offset,
+      value: tf.mul(value, scale.shard),
+    }));
+    const sum = this.sums.get(round);
+    if (sum === undefined) this.c.write('gradient', lengthOf(segments), parts);
+    else sum.add(tf.concat(parts.map(({ value }) => value)));
   }
 
   /** A segment's variables that learn in a round, in gradient order: trainable ones, then running statistics. */
@@ -412,17 +414,30 @@ class ProgramBuilder {
     return segment === 'all' || (segment === 'trunk') === name.startsWith('trunk.');
   }
 
+  private gradientOffsets(segments: Segment[], round: string): Record<string, number> {
+    let offset = 0;
+    const at = ({ name, size }: VariableSpec) => {
+      offset += alignedLength(size);
+      return [name, offset - alignedLength(size)] as const;
+    };
+    return Object.fromEntries(segments.flatMap((segment) => this.segmentVariables(segment.name, round).map(at)));
+  }
+
   private segments(round: string): Segment[] {
     const { role, recipe } = this.options;
     const names = role.kind === 'replica' ? replicaSegments(recipe.cluster) : (['trunk', 'branch', 'method'] as const);
     let offset = 0;
     return names.flatMap((name) => {
-      const length = this.segmentVariables(name, round).reduce((sum, v) => sum + v.size, 0);
+      const length = flatLength(this.segmentVariables(name, round).map((v) => v.size));
       const segment = { name, offset, length };
       offset += length;
       return length === 0 ? [] : [segment];
     });
   }
+}
+
+function lengthOf(segments: Segment[]): number {
+  return segments.reduce((sum, { length }) => sum + length, 0);
 }
 
 /** Whose a variable is: 'trunk.1.conv1.weight' is branch 1's; null: the method's own. */

@@ -1,6 +1,7 @@
 /** The phases that change a program's state, and give it. */
 import type { Recipe } from '../core/recipe.ts';
 import type { VariableStore } from './builder.ts';
+import { flatLength, flatParts, splitFlat } from './flat.ts';
 import type { Capture, Variable } from './graph/capture.ts';
 import { type Tensor, tf } from './tensorflow.ts';
 import type { VariableSpec } from './variables.ts';
@@ -15,7 +16,10 @@ export interface Learnt {
   training: Recipe['training'];
 }
 
-/** SGD with coupled weight decay: g + wd w enters the momentum, as in PyTorch. Averages follow what has changed. */
+/**
+ * SGD with coupled weight decay: g + wd w enters the momentum, as in PyTorch. Averages follow what has changed.
+ * @param variables in gradient order
+ */
 export function applyIn(
   c: Capture,
   phase: string,
@@ -25,11 +29,9 @@ export function applyIn(
   const { momentum, nesterov, ema } = training;
   c.phase(phase, () => {
     const learningRate = c.feed('learningRate', []);
-    const parts = tf.split(
-      c.feed('gradient', [variables.reduce((sum, v) => sum + v.size, 0)]),
-      variables.map((v) => v.size),
-    );
-    variables.forEach((spec, i) => {
+    const sizes = variables.map((v) => v.size);
+    const parts = splitFlat(c.feed('gradient', [flatLength(sizes)]), sizes);
+    for (const [i, spec] of variables.entries()) {
       const variable = store.get(spec.name);
       const part = tf.reshape(parts[i]!, spec.shape);
       let changed: Tensor;
@@ -41,10 +43,10 @@ export function applyIn(
         changed = blend(variable.read(), part, RUNNING_DECAY);
         variable.assign(changed);
       }
-      if (ema === null) return;
+      if (ema === null) continue;
       const average = store.average(spec.name);
       average.assign(blend(average.read(), changed, ema.decay));
-    });
+    }
     return {};
   });
 }
@@ -61,9 +63,12 @@ export function readAndWrite(c: Capture, { store, momenta, training }: Learnt): 
     ...averaged.map((v) => store.average(v.name)),
   ];
   const sizes = [...specs, ...trainable, ...averaged].map((v) => v.size);
-  c.phase('read', () => ({ state: tf.concat(variables.map((v, i) => tf.reshape(v.read(), [sizes[i]!]))) }));
+  c.phase('read', () => {
+    const parts = flatParts(variables.map((v, i) => tf.reshape(v.read(), [sizes[i]!])));
+    return { state: tf.concat(parts.map(({ value }) => value)) };
+  });
   c.phase('write', () => {
-    const parts = tf.split(c.feed('state', [sizes.reduce((a, b) => a + b, 0)]), sizes);
+    const parts = splitFlat(c.feed('state', [flatLength(sizes)]), sizes);
     for (const [i, variable] of variables.entries()) variable.assign(tf.reshape(parts[i]!, variable.shape));
     return {};
   });

@@ -1,12 +1,13 @@
 /**
  * What a program holds: its variables, where each lies in the flat state, and how it is called outside of TensorFlow.
  *
- * The flat state is one f32 vector: all variables in order, then the momenta of the trainable ones in the same order, then,
+ * The flat state is one f32 vector (flat.ts): all variables in order, then the momenta of the trainable ones in the same order, then,
  * where the recipe keeps them (`training.ema`), the averages of all variables.
  * Outside (checkpoints, initial weights) tensors carry PyTorch's names and layouts, so that both sides can read them.
  */
 import { BraidError } from '../core/errors.ts';
 import { Random } from '../core/random.ts';
+import { alignedLength } from '../core/shared-buffer.ts';
 
 export type Initialiser =
   | { kind: 'normal'; std: number }
@@ -60,7 +61,7 @@ export function toTensors(variables: VariableSpec[], state: Float32Array): State
 
 /**
  * The flat state, put together. Tensors that no variable asks for are left alone: a branch takes its own out of a whole
- * checkpoint. Momenta that are not given are zero, averages the weights.
+ * checkpoint. Momenta that are not given are zero, averages the weights. Another thread may have it without a copy.
  * @throws BraidError INVALID_CHECKPOINT naming a tensor that is missing or has another shape
  */
 export function fromTensors(
@@ -70,7 +71,7 @@ export function fromTensors(
   averages?: TensorMap,
 ): Float32Array {
   const averaged = averages === undefined || averages.size === 0 ? weights : averages;
-  const state = new Float32Array(stateLength(variables));
+  const state = new Float32Array(new SharedArrayBuffer(4 * stateLength(variables)));
   for (const v of variables) {
     const place = (tensors: TensorMap, what: string, offset: number) => {
       const tensor = tensors.get(v.name);
@@ -93,7 +94,7 @@ export function fromTensors(
 /** f32 elements of the flat state. */
 export function stateLength(variables: VariableSpec[]): number {
   const copies = (v: VariableSpec) => 1 + (v.trainable ? 1 : 0) + (v.averageOffset === undefined ? 0 : 1);
-  return variables.reduce((sum, v) => sum + v.size * copies(v), 0);
+  return variables.reduce((sum, v) => sum + alignedLength(v.size) * copies(v), 0);
 }
 
 /** Trainable elements: what papers call a network's parameters. */

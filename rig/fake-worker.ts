@@ -6,6 +6,7 @@ import { createHash } from 'node:crypto';
 import { Server } from '@grpc/grpc-js';
 import { BraidError } from '../core/errors.ts';
 import type { Recipe } from '../core/recipe.ts';
+import { ALIGNED_ELEMENTS } from '../core/shared-buffer.ts';
 import { decodeShard, type EncodedShard } from '../input/shard.ts';
 import { stateLength, type VariableSpec } from '../nn/variables.ts';
 import { type Connection, connect } from '../proto/calls.ts';
@@ -80,9 +81,9 @@ export function programOf(names: [string, VariableSpec['segment']][]): VariableS
     kind: 'vector',
     trainable: true,
     initialiser: { kind: 'uniform', bound: 1 },
-    offset: 2 * i,
+    offset: ALIGNED_ELEMENTS * i,
     size: 2,
-    momentumOffset: 2 * (names.length + i),
+    momentumOffset: ALIGNED_ELEMENTS * (names.length + i),
   }));
 }
 

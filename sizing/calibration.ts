@@ -4,6 +4,7 @@ import { z } from 'zod';
 import { BraidError } from '../core/errors.ts';
 import { Random } from '../core/random.ts';
 import type { Recipe } from '../core/recipe.ts';
+import { alignedSharedBuffer } from '../core/shared-buffer.ts';
 import { Device, deviceName } from '../nn/device.ts';
 import { trainingPhase } from '../nn/phases.ts';
 import { fromTensors, initialWeights } from '../nn/variables.ts';
@@ -92,7 +93,8 @@ export async function calibrate(options: CalibrateOptions): Promise<Calibration>
     distillWeight: 1,
     shardWeight: 1,
   };
-  const gradient = new Float32Array(shared(4 * rounds[0]!.gradientLength));
+  const { gradientLength } = rounds[0]!;
+  const gradient = new Float32Array(alignedSharedBuffer(4 * gradientLength), 0, gradientLength);
   const taken: number[] = [];
   for (let n = 0; n < WARM_UP_STEPS + STEPS; n++) {
     const start = now();

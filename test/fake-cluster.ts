@@ -9,6 +9,7 @@ import { type RunOptions, runCoordinator, type World } from '../coordinator/run.
 import type { Summary } from '../coordinator/summary.ts';
 import { silentLog } from '../core/log.ts';
 import { checkRecipe, type Recipe, workersOf } from '../core/recipe.ts';
+import { ALIGNED_ELEMENTS } from '../core/shared-buffer.ts';
 import { fakeDataset } from '../rig/fake-dataset.ts';
 import { apply, FakeWorker, type Fault, programOf, SharedExchange } from '../rig/fake-worker.ts';
 
@@ -129,20 +130,20 @@ export function startCluster(options: ClusterOptions): Cluster {
 /** The method of the fake outputs: losses are their means, cotangents constants. One variable of two elements. */
 class FakeMethodDevice implements MethodDevice {
   readonly program;
-  private state = new Float32Array(4);
+  private state = new Float32Array(2 * ALIGNED_ELEMENTS);
 
   constructor(branches: number) {
     const variables = programOf([['fusion.fc.bias', 'method']]);
     const names = Array.from({ length: branches }, (_, k) => `branch.${k}`);
     this.program = {
       variables,
-      stateLength: 4,
+      stateLength: 2 * ALIGNED_ELEMENTS,
       rounds: [
         {
-          gradientLength: 2,
-          segments: [{ name: 'method' as const, offset: 0, length: 2 }],
+          gradientLength: ALIGNED_ELEMENTS,
+          segments: [{ name: 'method' as const, offset: 0, length: ALIGNED_ELEMENTS }],
           losses: ['ce.0', 'total'],
-          gradientOrder: [],
+          gradientOffsets: {},
         },
       ],
       classifiers: [...names, 'ensemble', 'fused'],

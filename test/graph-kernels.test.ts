@@ -247,7 +247,7 @@ const KERNELS: Record<string, Kernel> = {
   },
   maxPoolPadded: {
     shapes: image,
-    run: ([x]) => ops.maxPool(ops.relu(x!), 3, 2, 1),
+    run: ([x]) => ops.maxPool(ops.paddedRelu(x!, 1), 3, 2),
     stock: ([x]) => tf.maxPool(padded(tf.relu(x!), 1), 3, 2, 'valid'),
     gradient: true,
   },

@@ -10,6 +10,7 @@ import { fromTensors, initialWeights, type TensorMap } from '../nn/variables.ts'
 import { journalSteps } from '../rig/journal.ts';
 import { smallRecipe, startCluster } from './fake-cluster.ts';
 import { play } from './faults/world.ts';
+import { flatGradient, gradientsByName } from './gradients.ts';
 import {
   type Folder,
   patterns,
@@ -131,16 +132,12 @@ for (const featureWire of ['f32', 'bf16'] as const) {
     const byName = new Map<string, Float32Array>();
     [...branches, method].forEach(({ program }, part) => {
       const gradient = part < 2 ? gradients[part]! : fused['gradient']!;
-      let offset = 0;
-      const sizes = new Map(program.variables.map((v) => [v.name, v.size]));
-      for (const name of program.rounds[0]!.gradientOrder) {
-        const own = gradient.slice(offset, offset + sizes.get(name)!);
-        offset += own.length;
+      for (const [name, own] of gradientsByName(program, gradient)) {
         const known = byName.get(name);
         byName.set(name, known === undefined ? own : own.map((x, i) => x + known[i]!));
       }
     });
-    const sum = Float32Array.from(replica.program.rounds[0]!.gradientOrder.flatMap((name) => [...byName.get(name)!]));
+    const sum = flatGradient(replica.program, byName);
     t.true(cosine(sum, whole['gradient']!) > 0.999, `${cosine(sum, whole['gradient']!)}`);
     t.true(Math.abs(Math.sqrt(dot(sum, sum) / dot(whole['gradient']!, whole['gradient']!)) - 1) < 0.02);
     for (const { session } of [replica, method, ...branches]) session.close();

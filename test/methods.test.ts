@@ -10,6 +10,7 @@ import { applyPhase, trainingPhase } from '../nn/phases.ts';
 import { buildProgram, type Program, type Role } from '../nn/program.ts';
 import { readScores } from '../nn/scores.ts';
 import { fromTensors, initialWeights, type TensorMap, toTensors } from '../nn/variables.ts';
+import { flatGradient, gradientsByName } from './gradients.ts';
 
 const image = { height: 16, width: 16, channels: 3 };
 const classes = 7;
@@ -95,18 +96,6 @@ function open(recipe: Recipe, role: Role = { kind: 'replica' }): Opened {
   return { session, program };
 }
 
-function named({ variables, rounds }: Program, round: number, gradient: Float32Array): Map<string, Float32Array> {
-  const sizes = new Map(variables.map(({ name, size }) => [name, size]));
-  let offset = 0;
-  return new Map(
-    rounds[round]!.gradientOrder.map((name) => {
-      const start = offset;
-      offset += sizes.get(name)!;
-      return [name, gradient.slice(start, offset)] as const;
-    }),
-  );
-}
-
 function differences(found: Map<string, Float32Array>, wanted: Map<string, Float32Array>): Map<string, number> {
   const norm = (values: Float32Array) => Math.sqrt(values.reduce((sum, x) => sum + x * x, 0));
   return new Map(
@@ -160,7 +149,7 @@ for (const [name, variant] of Object.entries(variants)) {
       roundNames(recipe).forEach((_, round) => {
         const feeds = { labels, distillWeight: 0.5, shardWeight: 1 };
         const step = whole.session.run(trainingPhase('compute', round, n), { ...feeds, images });
-        const wanted = named(whole.program, round, step['gradient']!);
+        const wanted = gradientsByName(whole.program, step['gradient']!, round);
 
         const outputs = workers.map(({ session }, k) => {
           const phase = trainingPhase('forward', round, n);
@@ -186,9 +175,9 @@ for (const [name, variant] of Object.entries(variants)) {
           const none = new Float32Array(program.outputLengths[`train@${n}`]!);
           const cotangents = fused[`cotangents.${k}`] ?? none;
           const phase = trainingPhase('backward', round, n);
-          add(named(program, round, session.run(phase, { cotangents, shardWeight: 1 })['gradient']!));
+          add(gradientsByName(program, session.run(phase, { cotangents, shardWeight: 1 })['gradient']!, round));
         });
-        if (fused['gradient'] !== undefined) add(named(host.program, round, fused['gradient']));
+        if (fused['gradient'] !== undefined) add(gradientsByName(host.program, fused['gradient'], round));
         t.deepEqual([...found.keys()].sort(), [...wanted.keys()].sort());
         if (precision === 'f32') {
           for (const [key, difference] of differences(found, wanted))
@@ -198,9 +187,8 @@ for (const [name, variant] of Object.entries(variants)) {
         // The whole one's gradient moves them all, so that roundings do not add up.
         const before = weightsOf(whole);
         for (const { session, program } of [whole, host, ...workers]) {
-          const { gradientOrder } = program.rounds[round]!;
-          if (gradientOrder.length === 0) continue;
-          const gradient = Float32Array.from(gradientOrder.flatMap((key) => Array.from(wanted.get(key)!)));
+          if (program.rounds[round]!.gradientLength === 0) continue;
+          const gradient = flatGradient(program, wanted, round);
           session.run(applyPhase(round), { gradient, learningRate });
         }
         const after = weightsOf(whole);
@@ -240,7 +228,7 @@ test('distillation does not move its teachers', (t) => {
     const { session, program } = open(recipeOf(variant));
     const gradientAt = (distillWeight: number) => {
       const { gradient } = session.run(`compute@${n}`, { ...batch(3), distillWeight, shardWeight: 1 });
-      return named(program, 0, gradient!);
+      return gradientsByName(program, gradient!);
     };
     const [without, with_] = [gradientAt(0), gradientAt(1)];
     for (const [name, difference] of differences(with_, without)) {
@@ -255,10 +243,10 @@ test('distillation does not move its teachers', (t) => {
   const joint = open(recipeOf({ method: { name: 'dml' }, ...pair }));
   const alternate = open(recipeOf({ method: { name: 'dml', update: 'alternate' }, ...pair }));
   const feeds = { ...batch(3), distillWeight: 1, shardWeight: 1 };
-  const all = named(joint.program, 0, joint.session.run(`compute@${n}`, feeds)['gradient']!);
+  const all = gradientsByName(joint.program, joint.session.run(`compute@${n}`, feeds)['gradient']!);
   for (const round of [0, 1]) {
     const { gradient } = alternate.session.run(trainingPhase('compute', round, n), feeds);
-    const alone = named(alternate.program, round, gradient!);
+    const alone = gradientsByName(alternate.program, gradient!, round);
     t.true(
       [...alone.keys()].every((name) => name.startsWith(`trunk.${round}.`) || name.startsWith(`branch.${round}.`)),
     );
@@ -300,7 +288,7 @@ for (const [name, [variant, weights, distillWeight = 0.7]] of Object.entries(smo
     const state = fromTensors(program.variables, initialWeights(program.variables, 3));
     const feeds = { ...batch(4), distillWeight, shardWeight: 1 };
     session.run('write', { state });
-    const gradients = named(program, 0, session.run(`compute@${n}`, feeds)['gradient']!);
+    const gradients = gradientsByName(program, session.run(`compute@${n}`, feeds)['gradient']!);
     for (const [weight, terms] of Object.entries(weights)) {
       const { offset } = program.variables.find((v) => v.name === weight)!;
       for (const i of [0, 1]) {

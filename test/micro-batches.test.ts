@@ -7,6 +7,7 @@ import { Session } from '../nn/graph/session.ts';
 import { memoryOf } from '../nn/memory.ts';
 import { buildProgram, type Role } from '../nn/program.ts';
 import { fromTensors, initialWeights, type TensorMap } from '../nn/variables.ts';
+import { gradientsByName } from './gradients.ts';
 import {
   type Folder,
   patterns,
@@ -61,15 +62,10 @@ test("pieces with one and the same statistics have the whole batch's gradient", 
   };
   const first = run();
   t.deepEqual(run(), first); // nothing is left of a step before
-  const sizes = new Map(whole.program.variables.map((v) => [v.name, v]));
-  let at = 0;
-  for (const name of whole.program.rounds[0]!.gradientOrder) {
-    const { size, kind } = sizes.get(name)!;
-    const [found, wanted] = [first, gradient!].map((all) => all.subarray(at, at + size)) as [
-      Float32Array,
-      Float32Array,
-    ];
-    at += size;
+  const kinds = new Map(whole.program.variables.map(({ name, kind }) => [name, kind]));
+  const all = gradientsByName(whole.program, gradient!);
+  for (const [name, found] of gradientsByName(pieces.program, first)) {
+    const [kind, wanted] = [kinds.get(name), all.get(name)!];
     if (kind === 'running_var') continue; // unbiased: n / (n - 1) of other numbers of samples
     const difference = Math.hypot(...found.map((x, i) => x - wanted[i]!));
     t.true(difference < 1e-4 * Math.hypot(...wanted) + 1e-5, `${name} ${difference}`);

@@ -3,6 +3,7 @@ import test from 'ava';
 import { type Branch, checkRecipe, recipeSchema, STAGES } from '../core/recipe.ts';
 import { Builder, VariableStore } from '../nn/builder.ts';
 import { type Complexity, complexityOf } from '../nn/complexity.ts';
+import { flatLength, flatParts, splitFlat } from '../nn/flat.ts';
 import { capture } from '../nn/graph/capture.ts';
 import { cast, crossEntropy, globalAveragePool, type Precision } from '../nn/graph/ops.ts';
 import { Session } from '../nn/graph/session.ts';
@@ -230,8 +231,8 @@ class Training {
 
   /** All variables, flat. */
   firstWeights(): Float32Array {
-    const size = this.variables.reduce((sum, v) => sum + v.size, 0); // without momenta
-    return fromTensors(this.variables, initialWeights(this.variables, 1)).slice(0, size);
+    const length = flatLength(this.variables.map((v) => v.size)); // without momenta
+    return fromTensors(this.variables, initialWeights(this.variables, 1)).slice(0, length);
   }
 
   /** The loss, in nats, and its gradient by all variables: 0 by running statistics. */
@@ -267,12 +268,12 @@ function trainingOf(branch: Branch, precision: Precision, pixels: number, batch:
       const loss = () => tf.mean(crossEntropy(logitsOf(b, images()), labels));
       const { value, grads } = tf.engine().gradients(loss as never, [...values.values()] as never);
       const byName = new Map([...values.keys()].map((name, i) => [name, grads[i] as Tensor]));
-      const parts = variables.map((v) => tf.reshape(byName.get(v.name) ?? tf.zeros(v.shape), [v.size]));
-      return { loss: value as Tensor, gradient: tf.concat(parts) };
+      const parts = flatParts(variables.map((v) => tf.reshape(byName.get(v.name) ?? tf.zeros(v.shape), [v.size])));
+      return { loss: value as Tensor, gradient: tf.concat(parts.map((part) => part.value)) };
     });
     c.phase('write', () => {
       const sizes = variables.map((v) => v.size);
-      const parts = tf.split(c.feed('state', [sizes.reduce((a, b) => a + b, 0)]), sizes);
+      const parts = splitFlat(c.feed('state', [flatLength(sizes)]), sizes);
       for (const [i, v] of variables.entries()) store.get(v.name).assign(tf.reshape(parts[i]!, v.shape));
       return {};
     });

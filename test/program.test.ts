@@ -2,14 +2,17 @@
 import test from 'ava';
 import { BraidError } from '../core/errors.ts';
 import { branchesOf, checkRecipe, type Recipe } from '../core/recipe.ts';
+import { alignedLength, alignedSharedBuffer } from '../core/shared-buffer.ts';
 import { Device } from '../nn/device.ts';
-import { type Capture, capture, layer, type Variable } from '../nn/graph/capture.ts';
+import { flatLength, flatParts, splitFlat } from '../nn/flat.ts';
+import { type Capture, capture, layer, type Variable, type WrittenPart } from '../nn/graph/capture.ts';
 import { conv2d } from '../nn/graph/ops.ts';
 import { type Feed, Session } from '../nn/graph/session.ts';
 import { crossEntropy, distillation } from '../nn/losses.ts';
-import { buildProgram, describeProgram, type Program, type ProgramOptions, type Role } from '../nn/program.ts';
+import { buildProgram, describeProgram, type ProgramOptions, type Role } from '../nn/program.ts';
 import { eagerBackend, type Tensor, tf } from '../nn/tensorflow.ts';
 import { fromTensors, initialWeights, parameterCount, toTensors } from '../nn/variables.ts';
+import { gradientsByName } from './gradients.ts';
 
 const image = { height: 12, width: 12, channels: 3 };
 const classes = 7;
@@ -76,6 +79,17 @@ class Eager implements Capture {
   }
   fetch(name: string, tensor: Tensor): void {
     if (this.current === this.wanted) this.results[name] = tensor;
+  }
+  write(name: string, length: number, parts: WrittenPart[]): void {
+    const flat: Tensor[] = [];
+    for (const { offset, value } of parts) {
+      const before = flat.reduce((sum, { size }) => sum + size, 0);
+      if (offset !== before) throw new Error(`${name}: a part at ${offset} follows ${before} elements`);
+      flat.push(value);
+    }
+    const all = tf.concat(flat);
+    if (all.size !== length) throw new Error(`${name}: ${all.size} of ${length} elements are written`);
+    this.fetch(name, all);
   }
   feed(name: string, shape: number[], dtype: 'float32' | 'int32' = 'float32'): Tensor {
     return (this.current === this.wanted ? this.feeds[name] : undefined) ?? tf.zeros(shape, dtype);
@@ -359,15 +373,98 @@ test('two devices in two threads at once compute what each computes alone', asyn
   t.is(error?.code, 'DEVICE');
 });
 
+test('a result is written where it is wanted, part by part', (t) => {
+  const graph = capture((c) => {
+    c.phase('p', () => {
+      const x = c.feed('x', [16]);
+      const [first, rest] = [tf.mul(x, 2), tf.concat([x, x])];
+      c.write('y', 48, [
+        { offset: 32, value: first },
+        { offset: 0, value: rest },
+      ]);
+      return {};
+    });
+  });
+  const session = new Session(graph);
+  const x = Float32Array.from({ length: 16 }, (_, i) => i + 1);
+  const wanted = Float32Array.of(...x, ...x, ...x.map((v) => 2 * v));
+  t.deepEqual(session.run('p', { x })['y'], wanted);
+  const memory = new Float32Array(alignedSharedBuffer(4 * 64), 0, 64);
+  const into = { y: memory.subarray(16) };
+  t.is(session.run('p', { x }, into)['y'], into.y);
+  t.deepEqual(into.y, wanted);
+  t.true(memory.subarray(0, 16).every((v) => v === 0));
+  // TensorFlow would write a copy.
+  const off = t.throws<BraidError>(() => session.run('p', { x }, { y: memory.subarray(1, 49) }));
+  t.is(off.code, 'DEVICE');
+  t.regex(off.message, /y must begin at a multiple of 64 bytes/);
+  t.regex(t.throws(() => session.run('p', { x }, { y: memory })).message, /writes f32\[48\] as y, not 64 elements/);
+  session.close();
+});
+
+test('a result is only written in parts that TensorFlow would not copy', (t) => {
+  for (const [offset, size] of [
+    [8, 16],
+    [0, 8],
+    [32, 16],
+  ] as const) {
+    const write = () =>
+      capture((c) => {
+        c.phase('p', () => {
+          c.write('y', 32, [{ offset, value: c.feed('x', [size]) }]);
+          return {};
+        });
+      });
+    t.throws(write, {
+      code: 'CAPTURE',
+      message: new RegExp(`y: ${size} elements cannot be written at ${offset} of 32`),
+    });
+  }
+});
+
+test('what is large is a part of its own, what is small goes together, and all come back', (t) => {
+  const sizes = [3, 65_536, 16, 1, 70_001];
+  const graph = capture((c) => {
+    c.phase('p', () => {
+      const tensors = splitFlat(c.feed('flat', [flatLength(sizes)]), sizes);
+      t.deepEqual(
+        tensors.map(({ size }) => size),
+        sizes,
+      );
+      const parts = flatParts(tensors);
+      t.deepEqual(
+        parts.map(({ offset, value }) => [offset, value.size]),
+        [
+          [0, 16],
+          [16, 65_536],
+          [65_552, 32],
+          [65_584, 70_016],
+        ],
+      );
+      c.write('same', flatLength(sizes), parts);
+      return {};
+    });
+  });
+  const session = new Session(graph);
+  const flat = new Float32Array(flatLength(sizes));
+  let at = 0;
+  for (const size of sizes) {
+    for (let i = 0; i < size; i++) flat[at + i] = at + i + 1;
+    at += alignedLength(size);
+  }
+  t.deepEqual(session.run('p', { flat })['same'], flat);
+  session.close();
+});
+
 test('state survives the way out and back, in PyTorch layout', (t) => {
   const { graph, program } = buildProgram(optionsOf(recipeOf()));
   const state = Float32Array.from({ length: program.stateLength }, (_, i) => Math.sin(i));
   const session = new Session(graph);
   session.run('write', { state });
   const read = session.run('read', {})['state']!;
-  t.deepEqual(read, state);
-  const { weights, momenta } = toTensors(program.variables, read);
-  t.deepEqual(fromTensors(program.variables, weights, momenta), state);
+  const { weights, momenta, averages } = toTensors(program.variables, read);
+  t.deepEqual({ weights, momenta, averages }, toTensors(program.variables, state));
+  t.deepEqual(fromTensors(program.variables, weights, momenta), read); // zeros between them
   t.deepEqual(weights.get('branch.0.layer3.0.conv1.weight')!.shape, [16, 8, 3, 3]);
   weights.delete('fusion.fc.bias');
   const error = t.throws<BraidError>(() => fromTensors(program.variables, weights), { instanceOf: BraidError });
@@ -410,16 +507,3 @@ test('a feed that is missing or of another size is refused before anything runs'
   t.regex(t.throws(() => session.run('q', {}))!.message, /no phase q: the graph has p/);
   session.close();
 });
-
-/** A flat gradient, taken apart. */
-function gradientsByName({ variables, rounds }: Program, gradient: Float32Array) {
-  const sizes = new Map(variables.map(({ name, size }) => [name, size]));
-  let offset = 0;
-  return new Map(
-    rounds[0]!.gradientOrder.map((name) => {
-      const size = sizes.get(name)!;
-      offset += size;
-      return [name, gradient.slice(offset - size, offset)] as const;
-    }),
-  );
-}

@@ -94,7 +94,7 @@ class FakeDevice {
     this.program = {
       variables: [],
       stateLength: STATE,
-      rounds: [{ gradientLength: STATE, segments, gradientOrder: [], losses: ['ce', 'total'] }],
+      rounds: [{ gradientLength: STATE, segments, gradientOffsets: {}, losses: ['ce', 'total'] }],
       classifiers: ['branch.0', 'fused'],
       outputLengths: role.kind === 'branch' ? { 'train@2': 2, test: 4 } : {},
     };

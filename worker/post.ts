@@ -7,10 +7,12 @@
  */
 import { isDeepStrictEqual } from 'node:util';
 import { BraidError } from '../core/errors.ts';
+import { discardPages } from '../core/libc.ts';
 import type { LossScale } from '../core/loss-scale.ts';
 import type { Direction, Link, WorkerMetrics } from '../core/metrics.ts';
 import { checkRecipe, type Recipe } from '../core/recipe.ts';
 import { distinctMicroSizes } from '../core/sampler.ts';
+import { alignedSharedBuffer } from '../core/shared-buffer.ts';
 import type { Device, DeviceOptions, Program, Role } from '../nn/device.ts';
 import { applyPhase, clearPhase, gradientPhase, isOverlapped, SLOTS, trainingPhase } from '../nn/phases.ts';
 import { addScores, readScores, type Score } from '../nn/scores.ts';
@@ -319,11 +321,14 @@ export class Post {
       }
     })();
     const length = this.program.stateLength;
-    const bytes = await collect(observed, { maxBytes: 4 * length, expect: { run, generation } });
+    const memory = alignedSharedBuffer(4 * length);
+    const into = new Uint8Array(memory, 0, 4 * length);
+    const bytes = await collect(observed, { maxBytes: 4 * length, expect: { run, generation }, into });
     this.moved('state', 'received', bytes.length);
     const state = floats(bytes, length, 'state');
     this.step = null;
     await this.device.run('write', { state });
+    discardPages(new Uint8Array(memory));
     this.goOnFrom(position!);
   }
 

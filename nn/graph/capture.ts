@@ -12,8 +12,9 @@
  * The code between is ordinary: models, losses, and tfjs's own autodiff.
  */
 import { asBraidError, BraidError } from '../../core/errors.ts';
+import { ALIGNED_ELEMENTS } from '../../core/shared-buffer.ts';
 import { DType, EAGER_BACKEND, eagerBackend, type NodeBackend, type Tensor, tf } from '../tensorflow.ts';
-import { encodeSavedModel, type NodeDef } from './graphdef.ts';
+import { type AttrValue, encodeSavedModel, HOST, type NodeDef } from './graphdef.ts';
 import { type Edge, Recorder, shownType, variableAttrs } from './recorder.ts';
 
 const CAPTURE_BACKEND = 'braid-capture';
@@ -34,6 +35,8 @@ export interface FeedSpec {
 export interface PhaseSpec {
   feeds: FeedSpec[];
   fetches: { name: string; node: string; shape: number[] }[];
+  /** Results that the graph writes where the caller wants them; fed as i32 words, which every device leaves in their place. */
+  written: { name: string; node: string; length: number }[];
   /** Whether a node must be fetched for the phase's updates to happen. */
   updates: string | null;
 }
@@ -72,6 +75,12 @@ export interface Variable {
   ): Tensor;
 }
 
+export interface WrittenPart {
+  /** f32 elements into the result. */
+  offset: number;
+  value: Tensor;
+}
+
 export interface Capture {
   /** Feeds and fetches made inside belong to the phase. */
   phase(name: string, body: () => Record<string, Tensor>): void;
@@ -79,6 +88,11 @@ export interface Capture {
   continueIn(name: string): void;
   /** Fetches of a phase that `continueIn` began. */
   fetch(name: string, tensor: Tensor): void;
+  /**
+   * A result f32[length] of the current phase that is written, part by part as they are there, into the memory of whoever
+   * runs it: unlike a fetch, never copied. Where a part begins and how long it is are multiples of ALIGNED_ELEMENTS.
+   */
+  write(name: string, length: number, parts: WrittenPart[]): void;
   feed(name: string, shape: number[], dtype?: 'float32' | 'int32'): Tensor;
   /** u8 values as f32[shape]. */
   feedBytes(name: string, shape: number[]): Tensor;
@@ -124,7 +138,7 @@ export function layer<T>(name: string, body: () => T): T {
 function record(r: Recorder, backend: NodeBackend, body: (c: Capture) => void): Graph {
   const phases: Record<string, PhaseSpec> = {};
   const phaseOf = (name: string): PhaseSpec => {
-    phases[name] ??= { feeds: [], fetches: [], updates: null };
+    phases[name] ??= { feeds: [], fetches: [], written: [], updates: null };
     return phases[name];
   };
   const tensorOf = (edge: Edge): Tensor =>
@@ -162,6 +176,31 @@ function record(r: Recorder, backend: NodeBackend, body: (c: Capture) => void): 
         { name: r.uniqueName(`${r.phase}/fetch/${name}`) },
       );
       phaseOf(r.phase).fetches.push({ name, node, shape: edge.shape });
+    },
+    write(name, length, parts) {
+      const node = r.uniqueName(`${r.phase}/written/${name}`);
+      const { phase } = r;
+      const attrs = { dtype: { type: DType.INT32 }, shape: { shape: [length] } };
+      r.nodes.push({ name: node, op: 'Placeholder', inputs: [], attrs, device: HOST });
+      phaseOf(phase).written.push({ name, node, length });
+      const append = (op: string, inputs: Edge[], attrs: Record<string, AttrValue>, shape: number[]): Edge => {
+        return { name: r.append(op, inputs, attrs, { device: HOST }), shape, dtype: DType.FLOAT, phase };
+      };
+      const ints = (...values: number[]) => r.constant([values.length], DType.INT32, values);
+      const T = { type: DType.FLOAT };
+      const index = { type: DType.INT32 };
+      const words = { name: node, shape: [length], dtype: DType.INT32, phase };
+      const all = append('Bitcast', [words], { T: index, type: T }, [length]);
+      for (const { offset, value } of parts) {
+        const { size } = value;
+        if (offset % ALIGNED_ELEMENTS !== 0 || size % ALIGNED_ELEMENTS !== 0 || offset + size > length) {
+          throw r.error(`${name}: ${size} elements cannot be written at ${offset} of ${length}`);
+        }
+        const row = (edge: Edge) => append('Reshape', [edge, ints(1, size)], { T, Tshape: index }, [1, size]);
+        const place = append('Slice', [all, ints(offset), ints(size)], { T, Index: index }, [size]);
+        // Updates the memory that it is given, not a copy.
+        r.update(append('InplaceUpdate', [row(place), ints(0), row(edgeOf(value))], { T }, [1, size]).name);
+      }
     },
     feed(name, shape, dtype = 'float32') {
       return placeholder(name, shape, dtype === 'float32' ? DType.FLOAT : DType.INT32);

@@ -25,7 +25,12 @@ export interface NodeDef {
   /** 'node', 'node:1', or '^node' for a control input. */
   inputs: string[];
   attrs: Record<string, AttrValue>;
+  /** Where it must run; absent: where TensorFlow likes. */
+  device?: typeof HOST;
 }
+
+/** The CPU, whether there is a GPU or not. */
+export const HOST = '/device:CPU:0';
 
 const PRODUCER_VERSION = 1087; // the GraphDef version of TensorFlow 2.9, whose operations tfjs-node 4.22 speaks
 const LENGTH_DELIMITED = 2;
@@ -44,6 +49,7 @@ export function encodeSavedModel(nodes: NodeDef[]): Uint8Array {
     w.uint32(tag(1)).string(node.name);
     w.uint32(tag(2)).string(node.op);
     for (const input of node.inputs) w.uint32(tag(3)).string(input);
+    if (node.device !== undefined) w.uint32(tag(4)).string(node.device);
     for (const [name, value] of Object.entries(node.attrs)) {
       w.uint32(tag(5)).fork().uint32(tag(1)).string(name).uint32(tag(2)).fork();
       writeAttr(w, value);

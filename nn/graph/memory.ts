@@ -3,7 +3,7 @@
  * result there from its node to the last node that reads it.
  *
  * TensorFlow runs nodes as soon as they can, keeps what kernels need for themselves, and rounds what it allocates: what a
- * process really takes is compared with this in bench/memory.ts.
+ * process really takes, `bench imagenet` says.
  */
 import type { Graph } from './capture.ts';
 import type { NodeDef } from './graphdef.ts';

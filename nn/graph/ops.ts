@@ -185,15 +185,18 @@ function filterGradient(x: Tensor, dy: Tensor, attrs: { [name: string]: unknown;
   return tf.slice(gradient, [0, 0, 0, 0], attrs.shape);
 }
 
+function pad2d(backend: NodeBackend, x: Tensor, p: number): Tensor {
+  const paddings = tf.tensor2d([0, 0, p, p, p, p, 0, 0], [4, 2], 'int32');
+  return backend.executeSingleOutput('Pad', [T, typeAttr('Tpaddings', DType.INT32)], [x, paddings]);
+}
+
+function cropped(x: Tensor, pad: number, shape: number[]): Tensor {
+  return tf.slice(x, [0, pad, pad, 0], shape);
+}
+
 const runPad = operation('Pad', {
-  run: (backend, { x }, { pad }) => {
-    const p = pad as number;
-    const paddings = tf.tensor2d([0, 0, p, p, p, p, 0, 0], [4, 2], 'int32');
-    return backend.executeSingleOutput('Pad', [T, typeAttr('Tpaddings', DType.INT32)], [x!, paddings]);
-  },
-  gradient: (dy, _, { pad, shape }) => ({
-    x: () => tf.slice(dy as Tensor, [0, pad as number, pad as number, 0], shape as number[]),
-  }),
+  run: (backend, { x }, { pad }) => pad2d(backend, x!, pad as number),
+  gradient: (dy, _, { pad, shape }) => ({ x: () => cropped(dy as Tensor, pad as number, shape as number[]) }),
 });
 
 /** `pad` zeros on every side of every map. */
@@ -271,13 +274,9 @@ const runMaxPoolGrad = operation('MaxPoolGrad', {
     backend.executeSingleOutput('MaxPoolGrad', poolAttrs(size as number, stride as number), [x!, y!, dy!]),
 });
 
-/**
- * The largest of each size x size window. The padding is zeros on every side, PyTorch's is -infinity: the same, value and
- * gradient, after a ReLU, which is the only place to pad.
- * @param x [B, H, W, C], none below 0 if padded   @returns [B, floor((H + 2 pad - size) / stride) + 1, ..., C]
- */
-export function maxPool(x: Tensor, size: number, stride: number, pad = 0): Tensor {
-  return runMaxPool({ x: padded(x, pad) }, { size, stride });
+/** The largest of each size x size window.   @param x [B, H, W, C]   @returns [B, floor((H - size) / stride) + 1, ..., C] */
+export function maxPool(x: Tensor, size: number, stride: number): Tensor {
+  return runMaxPool({ x }, { size, stride });
 }
 
 const runAvgPool = operation('AvgPool', {
@@ -380,6 +379,22 @@ const runReluGrad = operation('ReluGrad', {
 
 export function relu(x: Tensor): Tensor {
   return runRelu({ x });
+}
+
+const runPaddedRelu = operation('PaddedRelu', {
+  run: (backend, { x }, { pad }) => pad2d(backend, backend.executeSingleOutput('Relu', [T], [x!]), pad as number),
+  keep: { outputs: [true] },
+  gradient: (dy, [y], { pad, shape }) => ({
+    x: () => cropped(runReluGrad({ dy: dy as Tensor, y: y! }), pad as number, shape as number[]),
+  }),
+});
+
+/**
+ * relu(x) with `pad` zeros on every side of every map: padded for a max pool, PyTorch's -infinity gives the same value and
+ * gradient. Of it all only the padded result is kept for backward.
+ */
+export function paddedRelu(x: Tensor, pad: number): Tensor {
+  return runPaddedRelu({ x }, { pad, shape: x.shape });
 }
 
 const runRelu6 = operation('Relu6', {

@@ -11,7 +11,7 @@
  */
 import { BraidError } from '../../core/errors.ts';
 import { type Binding, DType, eagerBackend, type OpAttr, type TensorMetadata } from '../tensorflow.ts';
-import type { AttrValue, NodeDef } from './graphdef.ts';
+import type { AttrValue, HOST, NodeDef } from './graphdef.ts';
 import { BYTES, CAPTURED_OPS, shapesOf } from './shapes.ts';
 
 /** One result of a node. */
@@ -103,11 +103,12 @@ export class Recorder {
     op: string,
     inputs: Edge[],
     attrs: Record<string, AttrValue>,
-    options: { name?: string; control?: string[] } = {},
+    { control = [], device, ...options }: { name?: string; control?: string[]; device?: typeof HOST } = {},
   ): string {
     const name = options.name ?? this.uniqueName([...this.layers, op].join('/'));
     const resolved = inputs.map((edge) => this.resolve(edge).name);
-    this.nodes.push({ name, op, inputs: [...resolved, ...(options.control ?? []).map((c) => `^${c}`)], attrs });
+    const all = [...resolved, ...control.map((node) => `^${node}`)];
+    this.nodes.push({ name, op, inputs: all, attrs, ...(device && { device }) });
     this.phaseOf.set(name, this.phase);
     return name;
   }

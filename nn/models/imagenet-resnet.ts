@@ -6,7 +6,7 @@
  * the first of the latter three with stride 2; global average pooling; linear.
  */
 import type { Branch } from '../../core/recipe.ts';
-import { maxPool, relu } from '../graph/ops.ts';
+import { maxPool, paddedRelu } from '../graph/ops.ts';
 import type { Network } from './network.ts';
 import { BASIC, BOTTLENECK, residualStage } from './resnet.ts';
 
@@ -24,8 +24,8 @@ export function imagenetResnet({ depth }: Extract<Branch, { network: 'imagenet-r
         name: 'stem',
         shape: ([h, w]) => [Math.ceil(h / 4), Math.ceil(w / 4), 64],
         forward(b, prefix, x) {
-          const y = relu(b.batchNorm(`${prefix}.bn1`, b.conv(`${prefix}.conv1`, x, 7, 64, 2)));
-          return maxPool(y, 3, 2, 1);
+          const y = b.batchNorm(`${prefix}.bn1`, b.conv(`${prefix}.conv1`, x, 7, 64, 2));
+          return maxPool(paddedRelu(y, 1), 3, 2);
         },
       },
       ...blocks.map((count, i) =>

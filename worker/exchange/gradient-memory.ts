@@ -11,9 +11,10 @@
  */
 import { crc32 } from 'node:zlib';
 import { BraidError } from '../../core/errors.ts';
+import { discardPages } from '../../core/libc.ts';
 import type { Dtype } from './frame.ts';
 import { type Kernels, loadKernels } from './kernels.ts';
-import { discardPages, mapOffered, type Offer, PAGE_BYTES, SharedPages } from './shared-pages.ts';
+import { mapOffered, type Offer, PAGE_BYTES, SharedPages } from './shared-pages.ts';
 import { CHUNK_ELEMENTS } from './slices.ts';
 
 /** Chunks received from one peer that wait for a lower rank's: more would only hide a rank that is far behind. */

@@ -1,6 +1,6 @@
 /** How much of a gradient the kernel holds for one peer. */
 import type { Socket } from 'node:net';
-import { libc } from './libc.ts';
+import { libc } from '../../core/libc.ts';
 
 /**
  * Linux doubles it, for its own bookkeeping, and takes no more than net.core.wmem_max. Left to itself a TCP socket's buffer

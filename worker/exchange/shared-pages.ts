@@ -8,7 +8,7 @@
  */
 import { randomBytes } from 'node:crypto';
 import { closeSync, fstatSync, ftruncateSync, openSync, readlinkSync } from 'node:fs';
-import { libc } from './libc.ts';
+import { libc, READ_WRITE } from '../../core/libc.ts';
 
 /** Where a worker's pages are found, by who sees its process. */
 export interface Offer {
@@ -26,9 +26,7 @@ const F_ADD_SEALS = 1033;
 const F_GET_SEALS = 1034;
 const SEAL_SHRINK_AND_GROW = 6;
 const READ = 1;
-const READ_WRITE = 3;
 const SHARED_FIXED = 0x11;
-const PRIVATE_FIXED_ANONYMOUS = 0x32;
 
 export class SharedPages {
   readonly offer: Offer;
@@ -77,15 +75,6 @@ export function mapOffered({ pid, fd, name }: Offer, room: Uint8Array): boolean 
   } finally {
     if (own !== undefined) closeSync(own);
   }
-}
-
-/**
- * Gives back what lies behind whole pages of a wasm memory, shared or not: from here on they are zeros, which take memory only
- * when they are written. V8 would free it with the memory object, and does not count it when it decides how soon that is.
- */
-export function discardPages(room: Uint8Array): void {
-  if (process.platform !== 'linux') return;
-  libc().mmap(room, room.length, READ_WRITE, PRIVATE_FIXED_ANONYMOUS, -1, 0);
 }
 
 function map(fd: number, room: Uint8Array, protection: number): boolean {

@@ -5,13 +5,13 @@
 import { Piscina } from 'piscina';
 import { BraidError } from '../../core/errors.ts';
 import type { ResizedCrop } from '../../core/recipe.ts';
+import { alignedSharedBuffer } from '../../core/shared-buffer.ts';
 import { within } from '../../core/spans.ts';
 import { standIns } from '../../core/stand-ins.ts';
 import type { EncodedShard } from '../../input/shard.ts';
 import type { AugmentOptions } from './augment.ts';
 import { CLOSING, newControl, RUNNING } from './control.ts';
 import type { Eye } from './eye.ts';
-import { alignedSharedBuffer } from './shared-buffer.ts';
 import type { InputFailure, InputResult, InputTask } from './task.ts';
 
 /** A thread that has not come to its next image by then is stuck. */

@@ -1,5 +1,13 @@
 /** Shared memory that begins on a page, so that TensorFlow, which wants 64 bytes of alignment, can read it where it is. */
 
+/** In f32: what begins at a multiple of it is 64 bytes aligned, if its memory is. */
+export const ALIGNED_ELEMENTS = 16;
+
+/** The least multiple of ALIGNED_ELEMENTS that has room for so many. */
+export function alignedLength(elements: number): number {
+  return Math.ceil(elements / ALIGNED_ELEMENTS) * ALIGNED_ELEMENTS;
+}
+
 const PAGE_BYTES = 64 << 10; // WebAssembly's
 
 /**
