@@ -132,7 +132,7 @@ export class Builder {
         kind: 'normal',
         std,
       });
-      const y = conv2d(x, cast(weight, 'f32', this.precision), stride);
+      const y = conv2d(x, cast(weight, 'f32', this.precision), stride, this.precision);
       this.multiplyAdds += y.size * kernel * kernel * x.shape[3]!;
       return y;
     });

@@ -185,6 +185,11 @@ export function visibleGpus(chosen = process.env.CUDA_VISIBLE_DEVICES, models = 
   return end === -1 ? names : names.slice(0, end);
 }
 
+/** Whether this process computes on the CPU. */
+export function isOnCpu(): boolean {
+  return visibleGpus().length === 0;
+}
+
 /** The environment of the `worker`th worker process of this machine: one GPU each, in turn; set before TensorFlow loads. */
 export function environmentOf(worker: number, visible = visibleGpus()): Record<string, string> {
   return visible.length === 0 ? {} : { CUDA_VISIBLE_DEVICES: visible[worker % visible.length]! };

@@ -16,7 +16,7 @@ export interface PhaseMemory {
 }
 
 /** Results that are their operand under another name. */
-const ALIASES = new Set(['Identity', 'IdentityN', 'Reshape', 'ExpandDims']);
+const ALIASES = new Set(['Identity', 'Reshape', 'ExpandDims']);
 /** Operations that write their result over an operand of its size, where nobody else reads it. */
 const IN_PLACE = new Set('Add Sub Mul RealDiv Relu ReluGrad Relu6 Relu6Grad AddN Exp Neg Maximum Minimum'.split(' '));
 

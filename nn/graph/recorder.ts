@@ -28,6 +28,9 @@ export interface Edge {
   variable?: string;
 }
 
+/** Its first operand, once its second has been computed. Not TensorFlow's: what it becomes is a control edge. */
+export const AFTER = 'After';
+
 /** Constants above this many equal elements become a Fill: the gradient of a mean holds ones of the input's shape. */
 const FILL_ABOVE_ELEMENTS = 256;
 
@@ -218,6 +221,7 @@ export class Recorder {
   }
 
   private executeOp(op: string, opAttrs: OpAttr[], inputIds: number[], outputs: number): TensorMetadata[] {
+    if (op === AFTER) return [this.after(inputIds)];
     if (!CAPTURED_OPS.has(op)) {
       throw this.error(`the TensorFlow operation ${op} is not captured`, {
         remedy: `Add its shape function to nn/graph/shapes.ts, or write the layer with operations that are there.`,
@@ -236,7 +240,6 @@ export class Recorder {
         });
       }
     }
-    if (op === 'IdentityN') attrs.T = { list: { type: inputs.map(({ dtype }) => dtype) } };
     if ('SrcT' in attrs) attrs.SrcT = { type: inputs[0]!.dtype };
     let results: { shape: number[]; dtype: number }[];
     try {
@@ -252,6 +255,14 @@ export class Recorder {
       const edge: Edge = { name: i === 0 ? name : `${name}:${i}`, shape, dtype, phase: constant ? null : this.phase };
       return { id: this.register(edge), shape, dtype: shownType(dtype) };
     });
+  }
+
+  /** A control edge: TensorFlow would not wait for an operand whose value nobody reads. */
+  private after([id, otherId]: number[]): TensorMetadata {
+    const { shape, dtype, ...edge } = this.edge(id!);
+    const [other] = this.resolve(this.edge(otherId!)).name.split(':');
+    const name = this.append('Identity', [{ shape, dtype, ...edge }], { T: { type: dtype } }, { control: [other!] });
+    return { id: this.register({ name, shape, dtype, phase: this.phase }), shape, dtype: shownType(dtype) };
   }
 
   private valueOf(id: number): Float32Array | Int32Array | Uint8Array {

@@ -79,7 +79,6 @@ const SHAPES: Record<string, ShapeFunction> = {
   ),
   ...each('IsFinite IsInf IsNan', ([x]) => [{ shape: x!.shape, dtype: DType.BOOL }]),
   ...each('EluGrad ReluGrad Relu6Grad', sameAsFirst),
-  IdentityN: (inputs) => inputs.flatMap((x) => like(x)),
   // Two operands, broadcast.
   ...each(
     'Add Sub Mul RealDiv FloorDiv FloorMod Maximum Minimum Pow SquaredDifference Atan2 LogicalAnd LogicalOr',
@@ -240,9 +239,10 @@ function broadcastShape(a: number[], b: number[]): number[] {
 
 function windowSize(size: [number, number], kernel: [number, number], attrs: Attrs): [number, number] {
   const [, ...strides] = ints(attrs, 'strides');
+  const [, ...dilations] = 'dilations' in attrs ? ints(attrs, 'dilations') : [1, 1, 1];
   const valid = (attrs.padding as { s: string }).s === 'VALID';
   return size.map((n, i) => {
-    const out = Math.ceil((valid ? n - kernel[i]! + 1 : n) / strides[i]!);
+    const out = Math.ceil((valid ? n - dilations[i]! * (kernel[i]! - 1) : n) / strides[i]!);
     if (out < 1) throw new Error(`a window of ${kernel} over ${size}`);
     return out;
   }) as [number, number];
