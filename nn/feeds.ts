@@ -45,11 +45,15 @@ export class Feeds {
 
   /** Fed as bytes, normalised here: (x - mean) / std on the 0..255 scale. */
   images(n: number): Tensor {
-    const { image, recipe } = this;
-    const { mean, std } = recipe.data;
-    const bytes = this.c.feedBytes('images', [n, image.height, image.width, image.channels]);
-    const centred = tf.sub(bytes, tf.tensor1d(mean));
-    return cast(tf.mul(centred, tf.tensor1d(std.map((s) => 1 / s))), 'f32', recipe.training.precision);
+    const { height, width, channels } = this.image;
+    const { mean, std } = this.recipe.data;
+    const shape: [number, number, number, number] = [n, height, width, channels];
+    // By rows of pixels: TensorFlow is slow with operands as short as a pixel.
+    const row = (values: number[]) =>
+      tf.tensor1d(Array.from({ length: width * channels }, (_, i) => values[i % values.length]!));
+    const rows = tf.reshape(this.c.feedBytes('images', shape), [n * height, width * channels]);
+    const normal = tf.mul(tf.sub(rows, row(mean)), row(std.map((s) => 1 / s)));
+    return cast(tf.reshape(normal, shape), 'f32', this.recipe.training.precision);
   }
 
   training(n: number): Pick<TrainingInput, 'crossEntropy' | 'distillWeight'> & { scale: Scale } {
