@@ -210,7 +210,7 @@ const runDilatedConv2d = operation('DilatedConv2D', {
  * k x k I places are the gradient as it should lie.
  * @param x [B, H, W, I]   @param dy [B, h, w, O]   @returns [k, k, I, O]
  */
-export function filterGradientForward(x: Tensor, dy: Tensor, { stride, padding, shape }: FilterWindow): Tensor {
+function filterGradientForward(x: Tensor, dy: Tensor, { stride, padding, shape }: FilterWindow): Tensor {
   const [k, , inputs] = shape as [number, number, number, number];
   const [batch, h, w] = dy.shape as [number, number, number, number];
   const [height, width] = [stride * (h - 1) + k, stride * (w - 1) + k]; // that any window sees
