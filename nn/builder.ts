@@ -6,8 +6,7 @@
  * and all weights are averages, too.
  */
 import { BraidError } from '../core/errors.ts';
-import { alignedLength } from '../core/shared-buffer.ts';
-import { flatLength } from './flat.ts';
+import { flatLength, flatOffsets } from './flat.ts';
 import type { Capture, Variable } from './graph/capture.ts';
 import { layer } from './graph/capture.ts';
 import { batchNormInference, batchNormTraining, cast, conv2d, depthwiseConv2d, type Precision } from './graph/ops.ts';
@@ -60,16 +59,12 @@ export class VariableStore {
 
   /** Gives momenta and averages their places, once all variables are declared. */
   close(): void {
-    let offset = flatLength(this.specs.map((v) => v.size));
-    for (const spec of this.specs.filter((v) => v.trainable)) {
-      spec.momentumOffset = offset;
-      offset += alignedLength(spec.size);
-    }
+    const trainable = this.specs.filter((v) => v.trainable);
+    const copies = [...this.specs, ...trainable, ...(this.averaged ? this.specs : [])];
+    const offsets = flatOffsets(copies.map((v) => v.size)).slice(this.specs.length);
+    for (const [i, spec] of trainable.entries()) spec.momentumOffset = offsets[i]!;
     if (!this.averaged) return;
-    for (const spec of this.specs) {
-      spec.averageOffset = offset;
-      offset += alignedLength(spec.size);
-    }
+    for (const [i, spec] of this.specs.entries()) spec.averageOffset = offsets[trainable.length + i]!;
   }
 
   average(name: string): Variable {

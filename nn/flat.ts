@@ -9,6 +9,16 @@ import { type Tensor, tf } from './tensorflow.ts';
 /** From so many elements on a tensor is a part by itself: for less, one more operation costs more than one more copy. */
 const LARGE = 65_536;
 
+/** Where each begins. */
+export function flatOffsets(sizes: number[]): number[] {
+  let end = 0;
+  return sizes.map((size) => {
+    const offset = end;
+    end += alignedLength(size);
+    return offset;
+  });
+}
+
 /** The elements of all. */
 export function flatLength(sizes: number[]): number {
   return sizes.reduce((sum, size) => sum + alignedLength(size), 0);
@@ -16,14 +26,14 @@ export function flatLength(sizes: number[]): number {
 
 /** @param tensors f32[size] each   @returns what is large by itself, all between as one */
 export function flatParts(tensors: Tensor[]): WrittenPart[] {
-  let offset = 0;
-  return partsOf(tensors.map(({ size }) => size)).map(({ from, to, length }) => {
+  const sizes = tensors.map(({ size }) => size);
+  const offsets = flatOffsets(sizes);
+  return partsOf(sizes).map(({ from, to }) => {
     const pieces = tensors.slice(from, to).flatMap((tensor) => {
       const filled = alignedLength(tensor.size) - tensor.size;
       return filled === 0 ? [tensor] : [tensor, tf.zeros([filled])];
     });
-    offset += length;
-    return { offset: offset - length, value: pieces.length === 1 ? pieces[0]! : tf.concat(pieces) };
+    return { offset: offsets[from]!, value: pieces.length === 1 ? pieces[0]! : tf.concat(pieces) };
   });
 }
 

@@ -21,11 +21,10 @@
 import type { Recipe } from '../core/recipe.ts';
 import { distinctMicroSizes } from '../core/sampler.ts';
 import { roundNames } from '../core/schedule.ts';
-import { alignedLength } from '../core/shared-buffer.ts';
 import { Branches, type Builders } from './branches.ts';
 import { Builder, VariableStore } from './builder.ts';
 import { Feeds, type ImageSize, type Scale } from './feeds.ts';
-import { flatLength, flatParts } from './flat.ts';
+import { flatLength, flatOffsets, flatParts } from './flat.ts';
 import { type Capture, capture, type Graph, type Variable } from './graph/capture.ts';
 import { type BranchOutputs, type Method, methodOf, type Owner, type TrainingInput } from './methods/method.ts';
 import { Outputs } from './outputs.ts';
@@ -415,12 +414,9 @@ class ProgramBuilder {
   }
 
   private gradientOffsets(segments: Segment[], round: string): Record<string, number> {
-    let offset = 0;
-    const at = ({ name, size }: VariableSpec) => {
-      offset += alignedLength(size);
-      return [name, offset - alignedLength(size)] as const;
-    };
-    return Object.fromEntries(segments.flatMap((segment) => this.segmentVariables(segment.name, round).map(at)));
+    const variables = segments.flatMap((segment) => this.segmentVariables(segment.name, round));
+    const offsets = flatOffsets(variables.map((v) => v.size));
+    return Object.fromEntries(variables.map(({ name }, i) => [name, offsets[i]!]));
   }
 
   private segments(round: string): Segment[] {

@@ -1,7 +1,7 @@
 /** The sum of gradients behind the trunks' backward (cluster.overlap): the same bits, sooner. */
 import { join } from 'node:path';
 import { setTimeout } from 'node:timers/promises';
-import test from 'ava';
+import test, { type ExecutionContext } from 'ava';
 import { checkRecipe } from '../core/recipe.ts';
 import { Session } from '../nn/graph/session.ts';
 import { buildProgram } from '../nn/program.ts';
@@ -36,9 +36,9 @@ function computed(overlap: boolean, changes: object, training: object) {
   const { losses, gradient } = session.run(`compute@${n}`, fed);
   const below = overlap ? session.run(`trunkBackward@${n}`, {})['gradient']! : [];
   session.close();
-  const { segments } = program.rounds[0]!;
+  const { segments, gradientLength } = program.rounds[0]!;
   const byName = gradientsByName(program, Float32Array.of(...gradient!, ...below));
-  return { losses: losses!, segments, upper: gradient!.length, byName };
+  return { losses: losses!, segments, gradientLength, upper: gradient!.length, byName };
 }
 
 const different = [
@@ -59,26 +59,37 @@ for (const [name, [changes, training = {}]] of Object.entries(cases)) {
   test(`${name}: in two runs gradients, statistics and losses have the bits of one`, (t) => {
     const whole = computed(false, changes, training);
     const parts = computed(true, changes, training);
-    t.deepEqual(parts.losses, whole.losses);
-    t.deepEqual([...parts.byName.keys()].sort(), [...whole.byName.keys()].sort());
+    requireCutAtTrunks(t, parts, whole);
     for (const [variable, gradient] of whole.byName) t.deepEqual(parts.byName.get(variable), gradient, variable);
-    t.deepEqual(
-      parts.segments.map((segment) => segment.name),
-      ['upper', 'trunk'],
-    );
-    t.is(parts.upper, parts.segments[0]!.length);
-    const names = [...parts.byName.keys()];
-    const first = names.findIndex((variable) => variable.startsWith('trunk.'));
-    t.true(names.slice(first).every((variable) => variable.startsWith('trunk.')));
   });
 }
 
+type Computed = ReturnType<typeof computed>;
+
+/** The same losses and variables, and trunks' gradients last. */
+function requireCutAtTrunks(t: ExecutionContext, parts: Computed, whole: Computed): void {
+  t.deepEqual(parts.losses, whole.losses);
+  t.deepEqual([...parts.byName.keys()].sort(), [...whole.byName.keys()].sort());
+  t.deepEqual(
+    parts.segments.map((segment) => segment.name),
+    ['upper', 'trunk'],
+  );
+  t.is(parts.upper, parts.segments[0]!.length);
+  t.is(parts.gradientLength, whole.gradientLength);
+  const names = [...parts.byName.keys()];
+  const first = names.findIndex((variable) => variable.startsWith('trunk.'));
+  t.true(names.slice(first).every((variable) => variable.startsWith('trunk.')));
+}
+
 test('a trunk that is recomputed has, in two runs, the gradients of one: TensorFlow fuses what it sees in a run', (t) => {
-  const [whole, parts] = [false, true].map((overlap) => computed(overlap, {}, { recompute: true }));
-  t.deepEqual(parts!.losses, whole!.losses);
+  const [whole, parts] = [false, true].map((overlap) => computed(overlap, {}, { recompute: true })) as [
+    Computed,
+    Computed,
+  ];
+  requireCutAtTrunks(t, parts, whole);
   let [difference, all] = [0, 0];
-  for (const [variable, gradient] of whole!.byName) {
-    const found = parts!.byName.get(variable)!;
+  for (const [variable, gradient] of whole.byName) {
+    const found = parts.byName.get(variable)!;
     gradient.forEach((g, i) => {
       difference += (found[i]! - g) ** 2;
       all += g * g;
