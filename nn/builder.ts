@@ -9,7 +9,8 @@ import { BraidError } from '../core/errors.ts';
 import { flatLength, flatOffsets } from './flat.ts';
 import type { Capture, Variable } from './graph/capture.ts';
 import { layer } from './graph/capture.ts';
-import { batchNormInference, batchNormTraining, cast, conv2d, depthwiseConv2d, type Precision } from './graph/ops.ts';
+import { conv2d, depthwiseConv2d } from './graph/convolutions.ts';
+import { batchNormInference, batchNormTraining, cast, type Precision } from './graph/ops.ts';
 import { type Tensor, tf } from './tensorflow.ts';
 import type { Initialiser, VariableSpec } from './variables.ts';
 

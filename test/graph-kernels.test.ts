@@ -2,6 +2,7 @@
 import test, { type ExecutionContext } from 'ava';
 import fc from 'fast-check';
 import { capture } from '../nn/graph/capture.ts';
+import { conv2d, depthwiseConv2d } from '../nn/graph/convolutions.ts';
 import * as ops from '../nn/graph/ops.ts';
 import { Session } from '../nn/graph/session.ts';
 import { CAPTURED_OPS } from '../nn/graph/shapes.ts';
@@ -219,29 +220,29 @@ const KERNELS: Record<string, Kernel> = {
   // Braid's own.
   conv2d: {
     shapes: (a, b, c) => [...image(a, b, c), [3, 3, 2, 3]],
-    run: ([x, f]) => ops.conv2d(x!, f!, 1),
+    run: ([x, f]) => conv2d(x!, f!, 1),
     gradient: true,
   },
   conv2dStrided: {
     shapes: (a, b, c) => [...image(a, b, c), [3, 3, 2, 3]],
-    run: ([x, f]) => ops.conv2d(x!, f!, 2),
+    run: ([x, f]) => conv2d(x!, f!, 2),
     stock: ([x, f]) => tf.conv2d(padded(x!, 1), as4d(f!), 2, 'valid'),
     gradient: true,
   },
   conv2dPointwise: {
     shapes: (a, b, c) => [...image(a, b, c), [1, 1, 2, 3]],
-    run: ([x, f]) => ops.conv2d(x!, f!, 2),
+    run: ([x, f]) => conv2d(x!, f!, 2),
     gradient: true,
   },
   depthwise: {
     shapes: (a, b, c) => [...image(a, b, c), [3, 3, 2, 1]],
-    run: ([x, f]) => ops.depthwiseConv2d(x!, f!, 1),
+    run: ([x, f]) => depthwiseConv2d(x!, f!, 1),
     stock: ([x, f]) => tf.depthwiseConv2d(as4d(x!), as4d(f!), 1, 'same'),
     gradient: true,
   },
   depthwiseStrided: {
     shapes: (a, b, c) => [...image(a, b, c), [3, 3, 2, 1]],
-    run: ([x, f]) => ops.depthwiseConv2d(x!, f!, 2),
+    run: ([x, f]) => depthwiseConv2d(x!, f!, 2),
     stock: ([x, f]) => tf.depthwiseConv2d(padded(x!, 1), as4d(f!), 2, 'valid'),
     gradient: true,
   },
@@ -307,7 +308,7 @@ test('the filter gradient of a narrow map keeps to its memory when the batch is 
     cap.phase('run', () => {
       const x = cap.feed('x', [n, side, side, channels]);
       const filter = cap.feed('filter', [3, 3, channels, channels]);
-      return { gradient: tf.grad((w) => tf.sum(ops.conv2d(x, w, 1)))(filter) };
+      return { gradient: tf.grad((w) => tf.sum(conv2d(x, w, 1)))(filter) };
     });
   });
   for (const { op } of graph.nodes) exercised.add(op);
@@ -338,7 +339,7 @@ for (const [side, stride] of [
         const dy = c.feed('dy', [batch, out, out, outputs]);
         const by = (precision: ops.Precision) => {
           const conv = (f: Tensor) =>
-            ops.conv2d(ops.cast(x, 'f32', precision), ops.cast(f, 'f32', precision), stride, precision);
+            conv2d(ops.cast(x, 'f32', precision), ops.cast(f, 'f32', precision), stride, precision);
           const { grads } = tf
             .engine()
             .gradients((() => conv(filter)) as never, [filter], ops.cast(dy, 'f32', precision));

@@ -6,7 +6,7 @@ import { alignedLength, alignedSharedBuffer } from '../core/shared-buffer.ts';
 import { Device } from '../nn/device.ts';
 import { flatLength, flatParts, splitFlat } from '../nn/flat.ts';
 import { type Capture, capture, layer, type Variable, type WrittenPart } from '../nn/graph/capture.ts';
-import { conv2d } from '../nn/graph/ops.ts';
+import { conv2d } from '../nn/graph/convolutions.ts';
 import { type Feed, Session } from '../nn/graph/session.ts';
 import { crossEntropy, distillation } from '../nn/losses.ts';
 import { buildProgram, describeProgram, type ProgramOptions, type Role } from '../nn/program.ts';
