@@ -23,36 +23,42 @@ export const T = typeAttr('T', DType.FLOAT);
 type Attrs = Record<string, unknown>;
 type Inputs = Record<string, Tensor>;
 
-interface Operation {
-  run(backend: NodeBackend, inputs: Inputs, attrs: Attrs): Tensor | Tensor[];
+interface Operation<Attributes> {
+  run(backend: NodeBackend, inputs: Inputs, attrs: Attributes): Tensor | Tensor[];
   /** What the gradient reads, besides dy: inputs by name, outputs by position. */
   keep?: { inputs?: string[]; outputs?: boolean[] };
-  gradient?(dy: Tensor | Tensor[], kept: Tensor[], attrs: Attrs): Record<string, () => Tensor>;
+  gradient?(dy: Tensor | Tensor[], kept: Tensor[], attrs: Attributes): Record<string, () => Tensor>;
 }
 
-export function operation(name: string, { run, keep, gradient }: Operation) {
+type Run<Attributes> = <Result extends Tensor | Tensor[] = Tensor>(inputs: Inputs, attrs?: Attributes) => Result;
+
+export function operation<Attributes extends object = Attrs>(
+  name: string,
+  { run, keep, gradient }: Operation<Attributes>,
+): Run<Attributes> {
   const kernelName = `Braid${name}`;
   tf.registerKernel({
     kernelName,
     backendName: EAGER_BACKEND,
-    kernelFunc: ({ inputs, backend, attrs }) => run(backend as NodeBackend, inputs as Inputs, (attrs ?? {}) as Attrs),
+    kernelFunc: ({ inputs, backend, attrs }) =>
+      run(backend as NodeBackend, inputs as Inputs, (attrs ?? {}) as Attributes),
   });
   if (gradient !== undefined) {
     tf.registerGradient({
       kernelName,
       ...(keep?.inputs === undefined ? {} : { inputsToSave: keep.inputs }),
       ...(keep?.outputs === undefined ? {} : { outputsToSave: keep.outputs }),
-      gradFunc: (dy, kept, attrs) => gradient(dy, kept, attrs as Attrs),
+      gradFunc: (dy, kept, attrs) => gradient(dy, kept, attrs as unknown as Attributes),
     });
   }
-  return <Result extends Tensor | Tensor[] = Tensor>(inputs: Inputs, attrs: Attrs = {}): Result =>
-    tf.engine().runKernel(kernelName, inputs as unknown as NamedTensorMap, attrs as never) as unknown as Result;
+  return (inputs, attrs) =>
+    tf.engine().runKernel(kernelName, inputs as unknown as NamedTensorMap, attrs as never) as never;
 }
 
 export const shapeTensor = (shape: number[]) => tf.tensor1d(shape, 'int32');
 
 /** Of a window of pixels. */
-export const windowAttrs = (stride: number, padding: 'SAME' | 'VALID'): OpAttr[] => [
+export const windowAttrs = (stride: number, padding: 'SAME' | 'VALID' | 'EXPLICIT'): OpAttr[] => [
   T,
   intsAttr('strides', [1, stride, stride, 1]),
   stringAttr('padding', padding),

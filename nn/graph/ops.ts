@@ -15,17 +15,13 @@ export type Precision = 'f32' | 'bf16' | 'f16';
 
 const DTYPES: Record<Precision, DType> = { f32: DType.FLOAT, bf16: DType.BFLOAT16, f16: DType.HALF };
 
-const runCast = operation('Cast', {
+const runCast = operation<{ from: Precision; to: Precision }>('Cast', {
   run: (backend, { x }, { to }) =>
     // Eagerly everything is f32: tfjs has no other.
     backend === eagerBackend
       ? backend.executeSingleOutput('Identity', [T], [x!])
-      : backend.executeSingleOutput(
-          'Cast',
-          [typeAttr('SrcT', DType.FLOAT), typeAttr('DstT', DTYPES[to as Precision])],
-          [x!],
-        ),
-  gradient: (dy, _, { from, to }) => ({ x: () => runCast({ x: dy as Tensor }, { from: to, to: from }) }),
+      : backend.executeSingleOutput('Cast', [typeAttr('SrcT', DType.FLOAT), typeAttr('DstT', DTYPES[to])], [x!]),
+  gradient: (dy, _, { from, to }) => ({ x: (): Tensor => runCast({ x: dy as Tensor }, { from: to, to: from }) }),
 });
 
 /** x in another precision; its gradient comes back in x's own. */
@@ -84,23 +80,21 @@ export function after(x: Tensor, other: Tensor): Tensor {
 
 // ------------------------------------------------------------------------------------------------ padding
 
-function pad2d(backend: NodeBackend, x: Tensor, p: number): Tensor {
+export function pad2d(backend: NodeBackend, x: Tensor, p: number): Tensor {
+  if (p === 0) return x;
   const paddings = tf.tensor2d([0, 0, p, p, p, p, 0, 0], [4, 2], 'int32');
   return backend.executeSingleOutput('Pad', [T, typeAttr('Tpaddings', DType.INT32)], [x, paddings]);
 }
 
-function cropped(x: Tensor, pad: number, shape: number[]): Tensor {
+export function cropped(x: Tensor, pad: number, shape: number[]): Tensor {
   return tf.slice(x, [0, pad, pad, 0], shape);
 }
 
-const runPad = operation('Pad', {
-  run: (backend, { x }, { pad }) => pad2d(backend, x!, pad as number),
-  gradient: (dy, _, { pad, shape }) => ({ x: () => cropped(dy as Tensor, pad as number, shape as number[]) }),
-});
+const runPad = operation<{ pad: number }>('Pad', { run: (backend, { x }, { pad }) => pad2d(backend, x!, pad) });
 
-/** `pad` zeros on every side of every map. */
+/** `pad` zeros on every side of every map. It has no gradient. */
 export function padded(x: Tensor, pad: number): Tensor {
-  return pad === 0 ? x : runPad({ x }, { pad, shape: x.shape });
+  return runPad({ x }, { pad });
 }
 
 // ------------------------------------------------------------------------------------------------ pooling

@@ -240,9 +240,11 @@ function broadcastShape(a: number[], b: number[]): number[] {
 function windowSize(size: [number, number], kernel: [number, number], attrs: Attrs): [number, number] {
   const [, ...strides] = ints(attrs, 'strides');
   const [, ...dilations] = 'dilations' in attrs ? ints(attrs, 'dilations') : [1, 1, 1];
-  const valid = (attrs.padding as { s: string }).s === 'VALID';
+  const { s: padding } = attrs.padding as { s: string };
+  const explicit = padding === 'EXPLICIT' ? ints(attrs, 'explicit_paddings').slice(2) : [0, 0, 0, 0];
   return size.map((n, i) => {
-    const out = Math.ceil((valid ? n - dilations[i]! * (kernel[i]! - 1) : n) / strides[i]!);
+    const seen = n + explicit[2 * i]! + explicit[2 * i + 1]!;
+    const out = Math.ceil((padding === 'SAME' ? n : seen - dilations[i]! * (kernel[i]! - 1)) / strides[i]!);
     if (out < 1) throw new Error(`a window of ${kernel} over ${size}`);
     return out;
   }) as [number, number];
