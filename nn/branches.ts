@@ -1,10 +1,9 @@
 /** The networks of a recipe in a capture: every branch, from images to what the method reads of it. */
 import { branchesOf, type Recipe } from '../core/recipe.ts';
-import { Builder, type VariableStore } from './builder.ts';
+import type { Builder, VariableStore } from './builder.ts';
 import { atGradient, cast, globalAveragePool, stopGradient } from './graph/ops.ts';
 import type { BranchOutputs, Method } from './methods/method.ts';
 import { type Cut, cutOf, type Network, networkOf, type Stage } from './models/network.ts';
-import { recomputed } from './recompute.ts';
 import type { Tensor } from './tensorflow.ts';
 
 /** How much of the network a builder's batch norms normalise by the batch: the rest are fixed functions. */
@@ -85,16 +84,13 @@ export class Branches {
 
   /** @param differentiable whether x has a gradient */
   private runStages(stages: Stage[], b: Builder, prefix: string, x: Tensor, differentiable: boolean): Tensor {
-    const { recompute, precision } = this.recipe.training;
+    const { recompute } = this.recipe.training;
     return stages.reduce((map, stage, i) => {
       const key = `${prefix}.${stage.name}`;
       const wanted = recompute === true || (Array.isArray(recompute) && recompute.includes(stage.name));
       if (wanted && b.learns) {
-        const weights = this.stageWeights.get(key)!.map((name) => b.value(name));
-        return recomputed(map, weights, differentiable || i > 0, (input, again) =>
-          // What the second time finds of batch statistics is what the first one has found.
-          stage.forward(again ? new Builder(this.store, precision, 'batch', b.values) : b, prefix, input),
-        );
+        const forward = (builder: Builder, input: Tensor) => stage.forward(builder, prefix, input);
+        return b.anew(map, this.stageWeights.get(key)!, forward, differentiable || i > 0);
       }
       const before = this.store.specs.length;
       const made = stage.forward(b, prefix, map);

@@ -11,6 +11,7 @@ import type { Capture, Variable } from './graph/capture.ts';
 import { layer } from './graph/capture.ts';
 import { conv2d, depthwiseConv2d } from './graph/convolutions.ts';
 import { batchNormInference, batchNormTraining, cast, type Precision } from './graph/ops.ts';
+import { recomputed } from './recompute.ts';
 import { type Tensor, tf } from './tensorflow.ts';
 import type { Initialiser, VariableSpec } from './variables.ts';
 
@@ -163,6 +164,18 @@ export class Builder {
       this.statistics.set(`${name}.running_var`, tf.keep(variance));
       return y;
     });
+  }
+
+  /**
+   * forward(this, x), of which only x is kept for backward where this trains.
+   * @param weights names of those that forward reads   @param differentiable whether x has a gradient
+   */
+  anew(x: Tensor, weights: string[], forward: (b: Builder, x: Tensor) => Tensor, differentiable = true): Tensor {
+    if (!this.learns) return forward(this, x);
+    const values = weights.map((name) => this.value(name));
+    // What the second time finds of batch statistics is what the first one has found.
+    const silent = () => new Builder(this.store, this.precision, this.normaliseBy, this.values);
+    return recomputed(x, values, differentiable, (input, again) => forward(again ? silent() : this, input));
   }
 
   /** Fully connected with bias, in f32. What no initialiser is given for is U(-1/sqrt(I), 1/sqrt(I)), PyTorch's default. */

@@ -24,8 +24,11 @@ export function imagenetResnet({ depth }: Extract<Branch, { network: 'imagenet-r
         name: 'stem',
         shape: ([h, w]) => [Math.ceil(h / 4), Math.ceil(w / 4), 64],
         forward(b, prefix, x) {
-          const y = b.batchNorm(`${prefix}.bn1`, b.conv(`${prefix}.conv1`, x, 7, 64, 2));
-          return maxPool(paddedRelu(y, 1), 3, 2);
+          const y = b.conv(`${prefix}.conv1`, x, 7, 64, 2);
+          // The largest maps of all: the second of them would be kept for the max pool alone.
+          return b.anew(y, [`${prefix}.bn1.weight`, `${prefix}.bn1.bias`], (b, y) =>
+            maxPool(paddedRelu(b.batchNorm(`${prefix}.bn1`, y), 1), 3, 2),
+          );
         },
       },
       ...blocks.map((count, i) =>
