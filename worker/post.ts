@@ -28,11 +28,11 @@ import type {
   Position,
   PrepareRequest,
   ReduceResponse,
-  ReductionGroup,
   ShardsRequest,
 } from '../proto/messages.ts';
 import { collect } from '../proto/parts.ts';
 import type { Exchange } from './exchange/exchange.ts';
+import { exchangePlan } from './exchange-plan.ts';
 import { closeOwnData, openOwnData } from './own-data.ts';
 import { PostSamples } from './post-samples.ts';
 
@@ -430,27 +430,6 @@ async function inherit(
     await device.close();
     throw error;
   }
-}
-
-function exchangePlan(request: PrepareRequest, program: Program, { wire }: Recipe['cluster']) {
-  const { run, generation, rank, exchangeAddresses: addresses, groups } = request;
-  const groupOf = new Map(groups.map(({ segment, ranks, topology }) => [segment, { ranks, topology }]));
-  const rounds = program.rounds.map(({ segments }) =>
-    segments.map((segment) => {
-      const group = groupOf.get(segment.name);
-      if (group !== undefined) return { ...segment, ranks: group.ranks, topology: topologyOf(group.topology) };
-      const planned = [...groupOf.keys()].join();
-      throw new BraidError('PROTOCOL', `the plan sums the segments ${planned}, the program has ${segment.name}`);
-    }),
-  );
-  const gradientLength = Math.max(...program.rounds.map((round) => round.gradientLength));
-  return { run, generation, rank, addresses, gradientLength, rounds, wire };
-}
-
-function topologyOf(topology: ReductionGroup['topology']): 'mesh' | 'ring' {
-  if (topology === 'TOPOLOGY_MESH') return 'mesh';
-  if (topology === 'TOPOLOGY_RING') return 'ring';
-  throw new BraidError('PROTOCOL', `the plan sums over an unknown topology, ${topology}`);
 }
 
 function floats(bytes: Uint8Array, length: number, what: string): Float32Array {
