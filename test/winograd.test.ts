@@ -64,6 +64,12 @@ for (const [what, sizes, precision, chosen] of [
   });
 }
 
+test('places of filters wait for x and for dy, those of x for dy: TensorFlow would make and keep them all at once', (t) => {
+  const { nodes } = graphOf(WIDE, { winograd: winogradConv2d });
+  const waiting = nodes.filter(({ op, inputs }) => op === 'Identity' && inputs.some((input) => input.startsWith('^')));
+  t.deepEqual(waiting.map(({ inputs }) => inputs[0]).sort(), ['run/feed/filter', 'run/feed/filter', 'run/feed/x']);
+});
+
 function graphOf({ batch, height, width, inputs, outputs }: Sizes, convolutions: Record<string, Convolution>): Graph {
   return capture((c) => {
     c.phase('run', () => {
