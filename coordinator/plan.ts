@@ -1,7 +1,7 @@
 /** What a run will do, known before anything is started: its data, its steps, its shards, its network. */
 import { BraidError } from '../core/errors.ts';
 import type { LossScale } from '../core/loss-scale.ts';
-import { branchesOf, type Recipe, workersOf } from '../core/recipe.ts';
+import { branchesOf, evaluationBatchOf, type Recipe, workersOf } from '../core/recipe.ts';
 import { batchOf, distinctShardSizes, shardSizes, stepsPerEpoch } from '../core/sampler.ts';
 import { distillWeightAt, learningRateAt, roundsAt, totalSteps } from '../core/schedule.ts';
 import type { Dataset, ImageShape, openDataset } from '../input/dataset.ts';
@@ -85,7 +85,7 @@ export async function planRun(recipe: Recipe, open: typeof openDataset): Promise
       steps: totalSteps(recipe.training, train.length),
       stepsPerEpoch: stepsPerEpoch(train.length, batch),
       shardSizes: distinctShardSizes(train.length, batch, replicas),
-      testBatches: Math.ceil(test.length / recipe.evaluation.batch),
+      testBatches: Math.ceil(test.length / evaluationBatchOf(recipe)),
     };
   } catch (error) {
     train.close();

@@ -2,6 +2,7 @@
  * The shards of every replica, encoded when they are asked for: a pure function of (split, step, replica), so that a
  * stream can begin anywhere and nothing has to be remembered.
  */
+import { evaluationBatchOf } from '../core/recipe.ts';
 import { batchOf, shardBounds } from '../core/sampler.ts';
 import type { Dataset } from '../input/dataset.ts';
 import { encodeShard } from '../input/shard.ts';
@@ -49,7 +50,7 @@ export class Shards {
       const { sampleIds } = batchOf(step, samplerOf(recipe, train.length));
       return sampleIds.subarray(...shardBounds(sampleIds.length, replicas, replica));
     }
-    const { batch } = recipe.evaluation;
+    const batch = evaluationBatchOf(recipe);
     const first = (step * replicas + replica) * batch;
     return Int32Array.from({ length: Math.min(batch, test.length - first) }, (_, i) => first + i);
   }

@@ -1,6 +1,7 @@
 /** Placement `split`: every worker owns one branch of one replica, the coordinator hosts the method. */
 import { createHash } from 'node:crypto';
 import { BraidError } from '../core/errors.ts';
+import { evaluationBatchOf } from '../core/recipe.ts';
 import { distinctMicroSizes, microSizes, shardBounds } from '../core/sampler.ts';
 import { addScores, type Score } from '../nn/scores.ts';
 import { fromTensors, type VariableSpec } from '../nn/variables.ts';
@@ -277,7 +278,7 @@ class Split implements Group {
     const scores: Score[][] = [];
     const { branches } = this.plan;
     const members = this.crew.members.slice(replica * branches, (replica + 1) * branches);
-    const labels = new Int32Array(this.plan.recipe.evaluation.batch);
+    const labels = new Int32Array(evaluationBatchOf(this.plan.recipe));
     for (let batch = 0; batch < this.shards.count('SPLIT_TEST', replica); batch++) {
       await Promise.all(
         members.map((member) =>

@@ -45,8 +45,8 @@ export const recipeSchema = z.strictObject({
   training: trainingSchema,
   evaluation: z
     .strictObject({
-      /** Samples a run of the evaluation graph. */
-      batch: positiveInt.max(MAX_BATCH).default(250),
+      /** Samples a run of the evaluation graph; null: as many as a worker trains on at a time, from 32 to 250. */
+      batch: positiveInt.max(MAX_BATCH).nullable().default(null),
       everyEpochs: positiveInt.default(1),
     })
     .prefault({}),
@@ -158,6 +158,12 @@ export function workersOf(recipe: Pick<Recipe, 'branches' | 'cluster'>): number 
 /** TensorFlow threads for each of `workers` workers on this machine. */
 export function threadsOf(recipe: Pick<Recipe, 'branches' | 'cluster'>): number {
   return recipe.cluster.threads ?? Math.max(1, Math.floor(availableParallelism() / workersOf(recipe)));
+}
+
+/** Samples a run of the evaluation graph: by default it takes no more memory than training. */
+export function evaluationBatchOf({ evaluation, training, cluster }: Recipe): number {
+  const trained = Math.ceil(training.batch / cluster.replicas / training.microBatches);
+  return evaluation.batch ?? Math.min(250, Math.max(32, trained));
 }
 
 /**

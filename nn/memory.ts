@@ -6,6 +6,7 @@
  * and shards that wait decoded.
  */
 import { BraidError } from '../core/errors.ts';
+import { evaluationBatchOf } from '../core/recipe.ts';
 import type { Graph } from './graph/capture.ts';
 import { phaseMemory } from './graph/memory.ts';
 import { buildProgram, type Program, type ProgramOptions } from './program.ts';
@@ -98,7 +99,7 @@ export function outOfMemory(
   const fits = available === null ? null : largestShard(options, available + runtime);
   const message = `${samples} samples need about ${mebibytes(needed)} (${list.join(', ')})${there}${why === undefined ? '' : `; ${why}`}`;
   return new BraidError('OUT_OF_MEMORY', message, {
-    remedy: remedyFor(samples, fits, options.recipe.evaluation.batch),
+    remedy: remedyFor(samples, fits, evaluationBatchOf(options.recipe)),
     details: { samples, needed, available, fits },
   });
 }

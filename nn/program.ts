@@ -18,7 +18,7 @@
  * In f16 the losses are multiplied by `lossScale` before they are differentiated, and so cotangents are; gradients are divided by
  * it before they are anything else's.
  */
-import type { Recipe } from '../core/recipe.ts';
+import { evaluationBatchOf, type Recipe } from '../core/recipe.ts';
 import { distinctMicroSizes } from '../core/sampler.ts';
 import { roundNames } from '../core/schedule.ts';
 import { Branches, type Builders } from './branches.ts';
@@ -216,7 +216,7 @@ class ProgramBuilder {
 
   private evaluate(): void {
     const { recipe, role, classes } = this.options;
-    const { batch } = recipe.evaluation;
+    const batch = evaluationBatchOf(recipe);
     this.c.phase('evaluate', () => {
       const evaluated = this.evaluated();
       const seen = role.kind === 'replica' ? this.feeds.images(batch) : null;
@@ -274,7 +274,7 @@ class ProgramBuilder {
   }
 
   private forwardTest(k: number): void {
-    const { batch } = this.options.recipe.evaluation;
+    const batch = evaluationBatchOf(this.options.recipe);
     this.c.phase('forwardTest', () => {
       const images = this.feeds.images(batch);
       const outputs = this.evaluated().map(({ fixed }) =>

@@ -5,7 +5,7 @@
 import { createHash } from 'node:crypto';
 import { Server } from '@grpc/grpc-js';
 import { BraidError } from '../core/errors.ts';
-import type { Recipe } from '../core/recipe.ts';
+import { evaluationBatchOf, type Recipe } from '../core/recipe.ts';
 import { ALIGNED_ELEMENTS } from '../core/shared-buffer.ts';
 import { decodeShard, type EncodedShard } from '../input/shard.ts';
 import { stateLength, type VariableSpec } from '../nn/variables.ts';
@@ -202,7 +202,7 @@ export class FakeWorker implements WorkerService {
           ]
         : [[`branch.${request.branch}.fc.bias`, 'branch']];
     this.variables = programOf([['trunk.0.bn.bias', 'trunk'], ...branches]);
-    const outputs = [...request.shardSizes, this.recipe.evaluation.batch].map((n) => n * OUTPUTS_A_SAMPLE);
+    const outputs = [...request.shardSizes, evaluationBatchOf(this.recipe)].map((n) => n * OUTPUTS_A_SAMPLE);
     const together = request.branch === undefined;
     return {
       variables: JSON.stringify(this.variables),
@@ -255,7 +255,7 @@ export class FakeWorker implements WorkerService {
     await this.enter('forward', request);
     const { records } = await this.shard(split, request.step);
     this.shardWeight = shardWeight;
-    const samples = split === 'SPLIT_TRAIN' ? records.length : this.recipe.evaluation.batch;
+    const samples = split === 'SPLIT_TRAIN' ? records.length : evaluationBatchOf(this.recipe);
     const outputs = new Float32Array(samples * OUTPUTS_A_SAMPLE);
     for (const [i, record] of records.entries()) outputs.set([record[0]!, 1], i * OUTPUTS_A_SAMPLE);
     yield* parts(request, new Uint8Array(outputs.buffer));

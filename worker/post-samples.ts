@@ -4,7 +4,7 @@
  */
 import { BraidError } from '../core/errors.ts';
 import type { WorkerMetrics } from '../core/metrics.ts';
-import { branchesOf, type Recipe } from '../core/recipe.ts';
+import { branchesOf, evaluationBatchOf, type Recipe } from '../core/recipe.ts';
 import { microSizes, shardBounds } from '../core/sampler.ts';
 import { within } from '../core/spans.ts';
 import { shardBytes } from '../input/shard.ts';
@@ -144,7 +144,7 @@ export class PostSamples {
 
   private open(split: 'SPLIT_TRAIN' | 'SPLIT_TEST', firstStep: number, pool: InputPool): ShardReader {
     const { run, generation, replica, height, width, channels, shardSizes, recordBytes } = this.request;
-    const samples = split === 'SPLIT_TRAIN' ? Math.max(...shardSizes) : this.recipe.evaluation.batch;
+    const samples = split === 'SPLIT_TRAIN' ? Math.max(...shardSizes) : evaluationBatchOf(this.recipe);
     const maxBytes = shardBytes(samples, recordBytes);
     const request = { run, generation, split, replica, firstStep };
     return new ShardReader({
@@ -163,7 +163,7 @@ export class PostSamples {
 
   /** Filled up to the size that the graph takes. */
   private padded({ images, labels }: ReadyShard): TestBatch {
-    const { batch } = this.recipe.evaluation;
+    const batch = evaluationBatchOf(this.recipe);
     const samples = labels.length;
     if (samples === batch) return { images, labels, samples };
     const { height, width, channels } = this.request;
