@@ -3,7 +3,9 @@
  * so that what is bulky (outputs, cotangents, the method's gradient) goes past the thread that owns the run. It lives in a
  * thread (method-thread.ts); the shares of one method meet in shared memory.
  */
+import { sha256 } from '../core/digest.ts';
 import { BraidError } from '../core/errors.ts';
+import { bytesOf, floatsOf } from '../core/floats.ts';
 import { alignedSharedBuffer } from '../core/shared-buffer.ts';
 import type { Device, Program } from '../nn/device.ts';
 import { applyPhase, SLOTS, trainingPhase } from '../nn/phases.ts';
@@ -12,7 +14,6 @@ import { workerService } from '../proto/load.ts';
 import type { Call, ForwardRequest, StepRequest, WorkerService } from '../proto/messages.ts';
 import { collect, parts } from '../proto/parts.ts';
 import type { Tls } from '../proto/tls.ts';
-import { bytesOf, floatsOf } from './memory.ts';
 
 /** What a share needs of nn's Device. */
 export type MethodDevice = Pick<Device, 'program' | 'run' | 'close'>;
@@ -190,7 +191,7 @@ export class MethodShare implements Share {
   }
 
   async hash(): Promise<Uint8Array> {
-    return new Uint8Array(await crypto.subtle.digest('SHA-256', (await this.read()) as Float32Array<ArrayBuffer>));
+    return await sha256(bytesOf(await this.read()));
   }
 
   async close(): Promise<void> {

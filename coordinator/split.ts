@@ -1,6 +1,7 @@
 /** Placement `split`: every worker owns one branch of one replica, the coordinator hosts the method. */
 import { createHash } from 'node:crypto';
 import { BraidError } from '../core/errors.ts';
+import { bytesOf, floatsOf } from '../core/floats.ts';
 import { evaluationBatchOf } from '../core/recipe.ts';
 import { distinctMicroSizes, microSizes, shardBounds } from '../core/sampler.ts';
 import { addScores, type Score } from '../nn/scores.ts';
@@ -11,7 +12,6 @@ import type { Losses } from './events.ts';
 import type { FlatState, GradientSum, Group, NetworkState } from './group.ts';
 import { inspectShards, labelsWith, requireSameBad } from './inspect.ts';
 import type { Seat } from './membership.ts';
-import { bytesOf, floatsOf } from './memory.ts';
 import type { Method } from './method.ts';
 import type { Decision, Plan, Update } from './plan.ts';
 import { type Prepared, prepare, requireSameProgram } from './prepare.ts';

@@ -1,5 +1,6 @@
 /** Placement `together`: every worker holds a whole replica, method included. All of them stay bitwise identical. */
 import { BraidError } from '../core/errors.ts';
+import { bytesOf, floatsOf } from '../core/floats.ts';
 import type { Recipe } from '../core/recipe.ts';
 import { replicaSegments } from '../nn/phases.ts';
 import { addScores, type Score } from '../nn/scores.ts';
@@ -10,7 +11,6 @@ import type { Losses } from './events.ts';
 import type { FlatState, GradientSum, Group, NetworkState } from './group.ts';
 import { inspectShards } from './inspect.ts';
 import type { Seat } from './membership.ts';
-import { bytesOf, floatsOf } from './memory.ts';
 import type { Decision, Plan, Update } from './plan.ts';
 import { type Prepared, prepare, requireSameProgram } from './prepare.ts';
 import { reduceGradients } from './reduce.ts';

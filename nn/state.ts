@@ -64,8 +64,8 @@ export function readAndWrite(c: Capture, { store, momenta, training }: Learnt): 
   ];
   const sizes = [...specs, ...trainable, ...averaged].map((v) => v.size);
   c.phase('read', () => {
-    const parts = flatParts(variables.map((v, i) => tf.reshape(v.read(), [sizes[i]!])));
-    return { state: tf.concat(parts.map(({ value }) => value)) };
+    c.write('state', flatLength(sizes), flatParts(variables.map((v, i) => tf.reshape(v.read(), [sizes[i]!]))));
+    return {};
   });
   c.phase('write', () => {
     const parts = splitFlat(c.feed('state', [flatLength(sizes)]), sizes);

@@ -135,6 +135,7 @@ class FakeDevice {
         this.state.set(feeds['state'] as Float32Array);
         return {};
       default:
+        into['state']?.set(this.state);
         return { state: this.state.slice() };
     }
   }

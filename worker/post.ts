@@ -6,7 +6,9 @@
  * changed nothing, and it may begin again; calls out of that order are refused before any work.
  */
 import { isDeepStrictEqual } from 'node:util';
+import { sha256 } from '../core/digest.ts';
 import { BraidError } from '../core/errors.ts';
+import { bytesOf } from '../core/floats.ts';
 import { discardPages } from '../core/libc.ts';
 import type { LossScale } from '../core/loss-scale.ts';
 import type { Direction, Link, WorkerMetrics } from '../core/metrics.ts';
@@ -92,6 +94,8 @@ export class Post {
   private backwarded = 0;
   /** Seconds since the last reduce that the device has worked in training steps. */
   private deviceSeconds = 0;
+  /** Where the state is read to: one for all times, as V8 would not hurry to free it. */
+  private stateMemory: SharedArrayBuffer | null = null;
 
   private constructor(
     options: PostOptions,
@@ -298,15 +302,18 @@ export class Post {
     return addScores(classifiers, parts);
   }
 
-  /** f32[stateLength] */
+  /** f32[stateLength], until the state is read again. */
   async readState(): Promise<Float32Array> {
     this.requireState();
-    return (await this.device.run('read', {}))['state']!;
+    const length = this.program.stateLength;
+    this.stateMemory ??= alignedSharedBuffer(4 * length);
+    const state = new Float32Array(this.stateMemory, 0, length);
+    await this.device.run('read', {}, { state });
+    return state;
   }
 
   async hashState(): Promise<Uint8Array> {
-    // In a thread of Node's: hundreds of megabytes would keep this one from serving.
-    return new Uint8Array(await crypto.subtle.digest('SHA-256', (await this.readState()) as Float32Array<ArrayBuffer>));
+    return await sha256(bytesOf(await this.readState()));
   }
 
   /** From here on the worker is at the state's step, whatever it was doing. */
@@ -424,7 +431,10 @@ async function inherit(
   await legacy?.device.close();
   const device = await openDevice(wanted);
   try {
-    if (state !== null) await device.run('write', { state });
+    if (state !== null) {
+      await device.run('write', { state });
+      discardPages(bytesOf(state));
+    }
     return { device, options: wanted, position: kept ? legacy.position : null };
   } catch (error) {
     await device.close();

@@ -1,5 +1,6 @@
 /** The Worker service: thin handlers over the worker's post. */
 import { BraidError } from '../core/errors.ts';
+import { bytesOf } from '../core/floats.ts';
 import type { WorkerMetrics, WorkerState } from '../core/metrics.ts';
 import { within } from '../core/spans.ts';
 import type {
@@ -239,8 +240,4 @@ export class Service implements WorkerService {
       if (this.doing === doing) this.doing = null;
     }
   }
-}
-
-function bytesOf({ buffer, byteOffset, byteLength }: Float32Array): Uint8Array {
-  return new Uint8Array(buffer, byteOffset, byteLength);
 }

@@ -1,5 +1,5 @@
 /** f32 vectors as the bytes that travel, and back, without a copy. Both ends are little-endian, as TensorFlow is. */
-import { BraidError } from '../core/errors.ts';
+import { BraidError } from './errors.ts';
 
 export function bytesOf(floats: Float32Array): Uint8Array {
   return new Uint8Array(floats.buffer, floats.byteOffset, floats.byteLength);
