@@ -81,12 +81,20 @@ async function besidePeers({ benches, given, data, say, show }: Peers): Promise<
   }
   if (benches.includes('imagenet')) {
     const rounds = { ...DEFAULTS.imagenet, ...given };
+    const peers: number[] = [];
     for (const precision of ['f32', 'bf16'] as const) {
       const work = { network: 'imagenet', precision, threads: 2 } as const;
-      (await benchStep({ python, bench: 'imagenet', work, say, ...rounds })).forEach(show);
+      const comparisons = await benchStep({ python, bench: 'imagenet', work, say, ...rounds });
+      comparisons.forEach(show);
+      peers.push(comparisons[1]!.peer!);
     }
+    const [peerMebibytes] = peers as [number];
     if (data === undefined) say('imagenet: two workers are left out: name a folder of JPEG files with --data');
-    else await inFolder(async (folder) => show(await benchImageNetTogether({ data, folder, say, ...rounds })));
+    else {
+      await inFolder(async (folder) =>
+        (await benchImageNetTogether({ data, folder, peerMebibytes, say, ...rounds })).forEach(show),
+      );
+    }
   }
   if (benches.includes('cluster')) {
     await inFolder(async (folder) => {

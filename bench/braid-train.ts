@@ -4,6 +4,7 @@ import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import type { JournalLine } from '../coordinator/journal.ts';
 import { BraidError } from '../core/errors.ts';
+import { peakBytesUnder } from './processes.ts';
 import type { Phases } from './report.ts';
 
 const BRAID = join(import.meta.dirname, '../bin/braid.mjs');
@@ -15,6 +16,8 @@ const KEPT_OUTPUT_CHARS = 4000;
 export interface TrainResult {
   imagesPerSecond: number;
   phases: Phases;
+  /** The most that was resident of any of its processes, looked at twice a second. */
+  peakBytes: number;
 }
 
 /**
@@ -39,15 +42,20 @@ export async function braidTrain(
       output = (output + chunk).slice(-KEPT_OUTPUT_CHARS);
     });
   }
+  let peakBytes = 0;
+  const looking = setInterval(() => {
+    peakBytes = Math.max(peakBytes, peakBytesUnder(child.pid!));
+  }, 500);
   const ended = await new Promise<number | string>((resolve) => {
     child.once('error', ({ message }) => resolve(message));
     child.once('close', (code, signal) => resolve(signal ?? code ?? 0));
   });
+  clearInterval(looking);
   if (ended !== 0) throw new BraidError('INTERNAL', `braid ${args.slice(1).join(' ')} ended with ${ended}:\n${output}`);
-  return readJournal(join(folder, 'runs', name, 'metrics.jsonl'), batch);
+  return { ...readJournal(join(folder, 'runs', name, 'metrics.jsonl'), batch), peakBytes };
 }
 
-function readJournal(file: string, batch: number): TrainResult {
+function readJournal(file: string, batch: number): Omit<TrainResult, 'peakBytes'> {
   const lines = readFileSync(file, 'utf8').trim().split('\n');
   const timed = lines
     .map((line) => JSON.parse(line) as JournalLine)

@@ -9,7 +9,7 @@ import { alternate, medianOf, take, together } from './cluster.ts';
 import { braidStep } from './contenders.ts';
 import { jpegsIn } from './input.ts';
 import { type Comparison, medianPhases } from './report.ts';
-import type { Rounds } from './step.ts';
+import { MEMORY, type Rounds } from './step.ts';
 import { withSteppers } from './stepper.ts';
 
 const RECIPE = { recipe: 'imagenet.yaml', batch: 32 };
@@ -23,11 +23,14 @@ export interface ImageNet extends Rounds {
   data: string;
   /** For the data set and the runs. */
   folder: string;
+  /** Most memory of PyTorch's one process with the whole batch. */
+  peerMebibytes: number;
   say(line: string): void;
 }
 
 /** Two replicas of one thread each, on half of every batch. */
-export async function benchImageNetTogether({ data, folder, rounds, steps, say }: ImageNet): Promise<Comparison> {
+export async function benchImageNetTogether(options: ImageNet): Promise<Comparison[]> {
+  const { data, folder, peerMebibytes, rounds, steps, say } = options;
   linkAsDataset(data, folder);
   const paths = { path: join(folder, 'train'), testPath: join(folder, 'test') };
   const overrides = [
@@ -36,20 +39,31 @@ export async function benchImageNetTogether({ data, folder, rounds, steps, say }
   ];
   say('imagenet together: warming up');
   return await withSteppers([() => braidStep({ network: 'imagenet', threads: 2 })], async (one) => {
+    let peakBytes = 0;
     const results = await alternate(
       { rounds, say },
       {
-        'two workers': (round) => braidTrain(folder, `together-${round}`, RECIPE, steps, overrides),
+        'two workers': async (round) => {
+          const result = await braidTrain(folder, `together-${round}`, RECIPE, steps, overrides);
+          peakBytes = Math.max(peakBytes, result.peakBytes);
+          return result;
+        },
         'one process': () => take(one!, steps, RECIPE.batch),
       },
     );
     const [workers, alone] = [results['two workers']!, results['one process']!];
-    return {
+    const throughput: Comparison = {
       ...{ bench: 'imagenet', case: 'together / one process', unit: 'images/s', bar: { atLeast: AT_LEAST } },
       ...{ braid: medianOf(workers), peer: medianOf(alone) },
       note: 'braid: two workers of one thread, from JPEG files; peer: one process of two threads, fed from memory',
       phases: medianPhases(workers.map(({ phases }) => phases)),
     };
+    const memory: Comparison = {
+      ...{ bench: 'imagenet', case: 'together, memory', unit: 'MiB', bar: MEMORY },
+      ...{ braid: peakBytes / 2 ** 20, peer: peerMebibytes, phases: {} },
+      note: "braid: the largest of its processes, evaluation and checkpoint included; peer: PyTorch's one process in f32",
+    };
+    return [throughput, memory];
   });
 }
 

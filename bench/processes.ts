@@ -1,5 +1,5 @@
 /** What Linux says of a process, by its id. */
-import { readFileSync } from 'node:fs';
+import { readdirSync, readFileSync } from 'node:fs';
 
 const TICKS_A_SECOND = 100; // USER_HZ, which is 100 wherever Node runs
 
@@ -7,6 +7,20 @@ const TICKS_A_SECOND = 100; // USER_HZ, which is 100 wherever Node runs
 export function residentBytes(pid: number): number | null {
   const kib = /^VmRSS:\s*(\d+) kB$/m.exec(read(pid, 'status') ?? '')?.[1];
   return kib === undefined ? null : 1024 * Number(kib);
+}
+
+/** The most that has been resident of any process that `pid` started, or one of those, or of itself. */
+export function peakBytesUnder(pid: number): number {
+  const kib = /^VmHWM:\s*(\d+) kB$/m.exec(read(pid, 'status') ?? '')?.[1] ?? 0;
+  return Math.max(1024 * Number(kib), ...childrenOf(pid).map(peakBytesUnder));
+}
+
+function childrenOf(pid: number): number[] {
+  const parentOf = (child: number) => Number(/^PPid:\s*(\d+)$/m.exec(read(child, 'status') ?? '')?.[1]);
+  return readdirSync('/proc')
+    .filter((name) => /^\d+$/.test(name))
+    .map(Number)
+    .filter((child) => parentOf(child) === pid);
 }
 
 /** User and system time of all its threads. @returns null when the process is gone */
