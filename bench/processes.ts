@@ -1,5 +1,5 @@
 /** What Linux says of a process, by its id. */
-import { readdirSync, readFileSync } from 'node:fs';
+import { readFileSync } from 'node:fs';
 
 const TICKS_A_SECOND = 100; // USER_HZ, which is 100 wherever Node runs
 
@@ -15,12 +15,9 @@ export function peakBytesUnder(pid: number): number {
   return Math.max(1024 * Number(kib), ...childrenOf(pid).map(peakBytesUnder));
 }
 
+/** Of its main thread, which starts all that Node starts. */
 function childrenOf(pid: number): number[] {
-  const parentOf = (child: number) => Number(/^PPid:\s*(\d+)$/m.exec(read(child, 'status') ?? '')?.[1]);
-  return readdirSync('/proc')
-    .filter((name) => /^\d+$/.test(name))
-    .map(Number)
-    .filter((child) => parentOf(child) === pid);
+  return (read(pid, `task/${pid}/children`) ?? '').trim().split(' ').filter(Boolean).map(Number);
 }
 
 /** User and system time of all its threads. @returns null when the process is gone */
