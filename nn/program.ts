@@ -17,6 +17,8 @@
  * batch norms, all times the shard's part of the global batch, so that the sum over all shards is the mean over the batch.
  * In f16 the losses are multiplied by `lossScale` before they are differentiated, and so cotangents are; gradients are divided by
  * it before they are anything else's.
+ *
+ * One file, because all roles are put together of the same parts: builders, losses, the flat gradient.
  */
 import { evaluationBatchOf, type Recipe } from '../core/recipe.ts';
 import { distinctMicroSizes } from '../core/sampler.ts';

@@ -4,6 +4,7 @@
  *
  * A step goes compute (or forward, backward) -> reduce -> commit, once for each of its rounds. Until its commit a round has
  * changed nothing, and it may begin again; calls out of that order are refused before any work.
+ * One file, because every call checks and moves the same position.
  */
 import { isDeepStrictEqual } from 'node:util';
 import { sha256 } from '../core/digest.ts';
@@ -305,11 +306,8 @@ export class Post {
   /** f32[stateLength], until the state is read again. */
   async readState(): Promise<Float32Array> {
     this.requireState();
-    const length = this.program.stateLength;
-    this.stateMemory ??= alignedSharedBuffer(4 * length);
-    const state = new Float32Array(this.stateMemory, 0, length);
-    await this.device.run('read', {}, { state });
-    return state;
+    this.stateMemory ??= alignedSharedBuffer(4 * this.program.stateLength);
+    return await readState(this.device, this.stateMemory);
   }
 
   async hashState(): Promise<Uint8Array> {
@@ -344,6 +342,8 @@ export class Post {
     const { device, deviceOptions: options, position } = this;
     this.step = null;
     await this.samples.close();
+    if (this.stateMemory !== null) discardPages(new Uint8Array(this.stateMemory));
+    this.stateMemory = null;
     return { device, options, position };
   }
 
@@ -427,19 +427,25 @@ async function inherit(
   if (legacy !== null && before!.request.run !== request.run) legacy.position = null;
   if (legacy !== null && isDeepStrictEqual(legacy.options, wanted)) return legacy;
   const kept = legacy?.position != null && isDeepStrictEqual(legacy.options.role, wanted.role);
-  const state = kept ? (await legacy.device.run('read', {}))['state']! : null;
+  const memory = kept ? alignedSharedBuffer(4 * legacy.device.program.stateLength) : null;
+  const state = memory && (await readState(legacy!.device, memory));
   await legacy?.device.close();
   const device = await openDevice(wanted);
   try {
-    if (state !== null) {
-      await device.run('write', { state });
-      discardPages(bytesOf(state));
-    }
+    if (state !== null) await device.run('write', { state });
+    if (memory !== null) discardPages(new Uint8Array(memory));
     return { device, options: wanted, position: kept ? legacy.position : null };
   } catch (error) {
     await device.close();
     throw error;
   }
+}
+
+/** @param memory of 4 stateLength bytes at least   @returns f32[stateLength] there */
+async function readState(device: Device, memory: SharedArrayBuffer): Promise<Float32Array> {
+  const state = new Float32Array(memory, 0, device.program.stateLength);
+  await device.run('read', {}, { state });
+  return state;
 }
 
 function floats(bytes: Uint8Array, length: number, what: string): Float32Array {
