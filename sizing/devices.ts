@@ -79,7 +79,7 @@ const DEVICES: DeviceSpec[] = [
   // No instructions for f16, which is widened to f32.
   {
     name: 'cpu',
-    flops: { f32: 122 * GB, bf16: 248 * GB, f16: 122 * GB },
+    flops: { f32: 122 * GB, bf16: 245 * GB, f16: 122 * GB },
     bandwidth: 28 * GB,
     memory: null,
     efficiency: { f32: 1, bf16: 1, f16: 1 },

@@ -1,3 +1,4 @@
+/** The coordinator, whole, over scripted workers and a fake device (fake-cluster.ts): what it asks of whom, keeps and refuses. */
 import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync } from 'node:fs';
 import { createServer } from 'node:http';
 import type { AddressInfo } from 'node:net';

@@ -1,3 +1,4 @@
+/** Data sets of every format that is read whole: what comes out of them, and how each kind of damage is refused. */
 import { mkdirSync, mkdtempSync, rmSync, truncateSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
