@@ -94,7 +94,7 @@ export class Builder {
   private readonly store: VariableStore;
   private readonly normaliseBy: 'batch' | 'running' | 'averages';
   /** Values that may be differentiated by; variables that are not here are read. */
-  readonly values: Map<string, Tensor>;
+  private readonly values: Map<string, Tensor>;
 
   constructor(
     store: VariableStore,

@@ -4,7 +4,15 @@ import { isDeepStrictEqual } from 'node:util';
 import test from 'ava';
 import { parse } from 'yaml';
 import { BraidError } from '../core/errors.ts';
-import { type Branch, branchesOf, checkRecipe, formatRecipe, loadRecipe, type Recipe } from '../core/recipe.ts';
+import {
+  type Branch,
+  branchesOf,
+  checkRecipe,
+  evaluationBatchOf,
+  formatRecipe,
+  loadRecipe,
+  type Recipe,
+} from '../core/recipe.ts';
 import { published } from '../input/sources.ts';
 
 const FOLDER = new URL('../recipes/', import.meta.url).pathname;
@@ -165,4 +173,14 @@ test('--set reaches into objects and lists, and says what it could not read', (t
   t.deepEqual(recipe.training.milestones, [1, 2]);
   t.throws(() => loadRecipe(file, ['training.epochs']), { message: /expected path=value/ });
   t.throws(() => loadRecipe(`${FOLDER}none.yaml`), { message: /cannot read the recipe/ });
+});
+
+test('evaluation takes as many samples at a time as a worker trains on, from 32 to 250, or what the recipe says', (t) => {
+  const batchOf = (training: object, replicas: number, evaluation = {}) =>
+    evaluationBatchOf(checkRecipe({ ...sound, training, cluster: { replicas }, evaluation }));
+  t.is(batchOf({ batch: 128 }, 2), 64);
+  t.is(batchOf({ batch: 480, microBatches: 5 }, 2), 48);
+  t.is(batchOf({ batch: 32 }, 2), 32);
+  t.is(batchOf({ batch: 1024 }, 2), 250);
+  t.is(batchOf({ batch: 32 }, 2, { batch: 500 }), 500);
 });
